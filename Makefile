@@ -1,0 +1,78 @@
+# What one does with a checkout. `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 5678
+TARGET ?=
+ARGS ?=
+
+bin := $(VENV)/bin
+python := $(bin)/python
+pip := $(python) -m pip --disable-pip-version-check
+# What an installation depends on.
+metadata := setup.py pyproject.toml fwdrelay/_version.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run venv dev test trial check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "variables: PORT, TARGET, ARGS, PYTHON, VENV"
+
+run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), with more options in ARGS
+	$(bin)/twistd --nodaemon --pidfile= fwdrelay --port $(PORT) $(if $(TARGET),$(addprefix --target ,$(TARGET)),--demo) $(ARGS)
+
+venv: $(VENV)/.installed ## make VENV with fwdrelay in it
+
+dev: $(VENV)/.dev ## make VENV with fwdrelay and what tests and checks need
+
+test: $(VENV)/.dev check ## check, then run all tests under pytest and tell the coverage; ARGS go to pytest
+	@rm -f .coverage .coverage.*
+	@status=0; \
+	$(bin)/coverage run -m pytest $(ARGS) || status=$$?; \
+	$(bin)/coverage combine --quiet && $(bin)/coverage report; \
+	exit $$status
+
+trial: $(VENV)/.dev ## run all tests under trial; ARGS go to trial
+	$(python) -m twisted.trial --temp-directory=build/trial $(ARGS) tests
+
+check: $(VENV)/.dev ## lint, format, types, floors, and that pytest and trial find the same tests
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(python) -m pytest -q -p no:randomly tests/test_floors.py
+	$(python) -m tests.agreement
+
+format: $(VENV)/.dev ## put the code in its one format
+	$(bin)/ruff check --select I --fix .
+	$(bin)/ruff format .
+
+clean: ## remove what make and the tools made, VENV too
+	rm -rf $(VENV) build dist fwdrelay.egg-info .coverage .coverage.* \
+	  .mypy_cache .ruff_cache .hypothesis _trial_temp* twisted/plugins/dropin.cache
+	find fwdrelay tests twisted -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment. Each stamp stands for what was installed as the metadata told when it was made.
+# A venv that failed half way leaves no stamp, and is made good the next time.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"fwdrelay needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) has no venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(metadata)
+	@echo "installing fwdrelay and what it needs in $(VENV)"
+	@$(pip) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed $(metadata)
+	@echo "installing what tests and checks need in $(VENV)"
+	@$(pip) install --quiet --editable '.[dev]'
+	@touch $@
+
+# Installing it on a machine: `make install DESTDIR= PREFIX=/usr/local`.
+-include etc/install.mk

@@ -1,0 +1,1 @@
+"""A TCP relay as a Twisted plugin."""

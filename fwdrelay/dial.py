@@ -1,0 +1,247 @@
+"""
+Opening the upstream connection: a target elected, its addresses raced, the next target when it fails.
+
+A dial ends within the connect time-out, whatever it tries: each target gets an equal share of what is
+left, so one that answers nothing leaves time for the next. Every attempt is a `ClientCreator`
+connection through the pump.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from attrs import define, field, frozen
+from twisted.internet import error
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.protocol import ClientCreator, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from .config import TargetConfig
+from .errors import DialFailed
+from .interfaces import IPump
+from .upstream import Pool, Resolver, Target
+
+# RFC 8305, section 8: the recommended delay between attempts at the addresses of one name.
+ATTEMPT_DELAY = 0.25
+CAUSES = ("refused", "unreachable", "timeout", "resolve", "no-resources", "no-target", "other")
+_CAUSE_OF_ERRNO = {
+    errno.ECONNREFUSED: "refused",
+    errno.ECONNRESET: "refused",
+    errno.ENOENT: "refused",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.ENETDOWN: "unreachable",
+    errno.EHOSTDOWN: "unreachable",
+    errno.ETIMEDOUT: "timeout",
+    errno.EMFILE: "no-resources",
+    errno.ENFILE: "no-resources",
+    errno.ENOBUFS: "no-resources",
+    errno.ENOMEM: "no-resources",
+    errno.EADDRNOTAVAIL: "no-resources",
+    errno.EAGAIN: "no-resources",
+}
+P = TypeVar("P", bound=Protocol)
+
+
+@frozen
+class Dialed(Generic[P]):
+    """
+    What a dial came to.
+
+    @ivar protocol: connected to `target`, on which one session is counted now.
+    @ivar retries: how many other targets were tried before.
+    """
+
+    protocol: P
+    target: Target
+    retries: int
+
+
+class AllFailed(DialFailed):
+    """
+    No target could be connected to; cause and detail are the last one's.
+
+    @ivar target: the last one tried, or None where none may take one more session.
+    @ivar retries: how many targets were tried after the first.
+    """
+
+    def __init__(self, last: DialFailed, target: Target | None, retries: int) -> None:
+        super().__init__(last.cause, last.detail)
+        self.target = target
+        self.retries = retries
+
+
+class Dialer:
+    """
+    Opens upstream connections through one pump.
+
+    @param reactor: the clock of the time-outs.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, pump: IPump, resolver: Resolver) -> None:
+        self._reactor = reactor
+        self._pump = pump
+        self._resolver = resolver
+
+    async def dial(self, pool: Pool, timeout: float, build: Callable[[], P]) -> Dialed[P]:
+        """
+        Connect to a target of `pool`.
+
+        @param timeout: seconds over everything; 0: the system's time-out for each attempt.
+        @param build: makes the protocol for an attempt.
+        @raise AllFailed: when no target was connected to, or time ran out.
+        """
+        deadline = self._reactor.seconds() + timeout
+        tried: list[Target] = []
+        failed = DialFailed("no-target", "every target is at its limit of sessions")
+        while len(tried) <= pool.retries:
+            target = pool.elect(tried)
+            if target is None:
+                break
+            tried.append(target)
+            share = None
+            if timeout:
+                left = min(pool.retries + 1, len(pool.targets)) - len(tried) + 1
+                share = (deadline - self._reactor.seconds()) / max(left, 1)
+            try:
+                protocol = await self._dial_target(target.config, share, build)
+            except DialFailed as error:
+                failed = error
+                pool.release(target)
+                self.log.debug(
+                    "Dialing {target} failed: {detail}", target=target.label, detail=error.detail
+                )
+            except BaseException:
+                pool.release(target)
+                raise
+            else:
+                return Dialed(protocol, target, len(tried) - 1)
+        raise AllFailed(failed, tried[-1] if tried else None, max(len(tried) - 1, 0))
+
+    async def _dial_target(
+        self, target: TargetConfig, share: float | None, build: Callable[[], P]
+    ) -> P:
+        """
+        @param share: seconds, None for no limit of ours.
+        @raise DialFailed: with the cause.
+        """
+        started = self._reactor.seconds()
+        try:
+            if target.path:
+                # "@name" is how an abstract Unix address is written; the kernel wants a NUL there.
+                path = "\0" + target.path[1:] if target.path[0] == "@" else target.path
+                return await maybeDeferred(
+                    ClientCreator(self._pump, build).connectUNIX, path, timeout=share or 3600.0
+                )
+            resolving = self._resolver.resolve(target.host)
+            if share is not None and not resolving.called:
+                resolving.addTimeout(share, self._reactor)
+            addresses = await resolving
+            if share is not None:
+                share = max(share - (self._reactor.seconds() - started), 0.001)
+            return await self._race(target, addresses, share, build)
+        except (OSError, error.ConnectError, DeferredTimeout) as failed:
+            self._resolver.forget(target.host)
+            raise DialFailed(*_cause(failed)) from None
+
+    def _race(
+        self,
+        target: TargetConfig,
+        addresses: Sequence[str],
+        share: float | None,
+        build: Callable[[], P],
+    ) -> Deferred[P]:
+        def attempt(address: str) -> Deferred[P]:
+            creator = ClientCreator(self._pump, build)
+            return maybeDeferred(creator.connectTCP, address, target.port, timeout=share or 3600.0)
+
+        if len(addresses) == 1:
+            return attempt(addresses[0])
+        race = _Race(self._reactor, list(addresses), attempt)
+        race.start(share)
+        return race.outcome
+
+
+@define(eq=False)
+class _Race(Generic[P]):
+    """
+    Attempts at the addresses of one target, a new one each `ATTEMPT_DELAY` or as soon as one fails;
+    the first to connect wins, and the others are cancelled (RFC 8305, section 5).
+    """
+
+    reactor: Any
+    addresses: list[str]
+    attempt: Callable[[str], Deferred[P]]
+    running: list[Deferred[P]] = field(factory=list)
+    next_start: Any = None
+    time_out: Any = None
+    outcome: Deferred[P] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.outcome = Deferred(lambda _: self._stop())
+
+    def start(self, share: float | None) -> None:
+        """
+        @param share: seconds for the whole race.
+        """
+        if share is not None:
+            self.time_out = self.reactor.callLater(share, self._timed_out)
+        self._start_next()
+
+    def _start_next(self) -> None:
+        self.next_start = None
+        running = self.attempt(self.addresses.pop(0))
+        self.running.append(running)
+        if self.addresses:
+            self.next_start = self.reactor.callLater(ATTEMPT_DELAY, self._start_next)
+        running.addCallbacks(self._won, self._lost, (running,), {}, (running,))
+
+    def _won(self, protocol: P, running: Deferred[P]) -> None:
+        self.running.remove(running)
+        self._stop()
+        self.outcome.callback(protocol)
+
+    def _lost(self, reason: Failure, running: Deferred[P]) -> None:
+        if running not in self.running:
+            return  # cancelled by _stop
+        self.running.remove(running)
+        if self.addresses:
+            if self.next_start is not None:
+                self.next_start.cancel()
+            self._start_next()
+        elif not self.running:
+            self._stop()
+            self.outcome.errback(reason)
+
+    def _timed_out(self) -> None:
+        self.time_out = None
+        self._stop()
+        self.outcome.errback(Failure(error.TimeoutError()))
+
+    def _stop(self) -> None:
+        for call in (self.next_start, self.time_out):
+            if call is not None and call.active():
+                call.cancel()
+        self.addresses.clear()
+        running, self.running = self.running, []
+        for attempt in running:
+            attempt.cancel()
+
+
+def _cause(failed: Exception) -> tuple[str, str]:
+    """
+    @return: one of `CAUSES`, and what the system said.
+    """
+    if isinstance(failed, (error.TimeoutError, DeferredTimeout)):
+        return "timeout", "no answer within the connect time-out"
+    number = failed.errno if isinstance(failed, OSError) else getattr(failed, "osError", None)
+    if not number:
+        return "other", str(failed)
+    return _CAUSE_OF_ERRNO.get(number, "other"), os.strerror(number)

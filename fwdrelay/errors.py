@@ -1,0 +1,47 @@
+"""
+What can go wrong, as an operator meets it.
+
+Each message is a sentence that says what was wrong, where, and what would be right. Errors of one
+connection (a reset, a refused dial) are not here: they end a session with a L{reason
+<fwdrelay.session.lifecycle.Reason>} and never travel further.
+"""
+
+
+class FwdrelayError(Exception):
+    """The base of all errors that fwdrelay raises on purpose."""
+
+
+class ConfigError(FwdrelayError):
+    """
+    What was asked for can't be done as written.
+
+    @param where: the option or the path in the file, `--target` for example.
+    @param problem: what is wrong with the value found there, and what would be accepted.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+class CannotListen(FwdrelayError):
+    """A listener's address can't be bound."""
+
+
+class CannotOpenLog(FwdrelayError):
+    """The access log's file can't be opened for appending."""
+
+
+class DialFailed(FwdrelayError):
+    """
+    A target could not be connected to.
+
+    @param cause: one word of `fwdrelay.dial.CAUSES`.
+    @param detail: what the system said.
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+        self.detail = detail

@@ -1,0 +1,5 @@
+"""Where clients come in: bound addresses, and the policy for who comes in there."""
+
+from .listener import Listener
+
+__all__ = ["Listener"]

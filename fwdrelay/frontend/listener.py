@@ -1,0 +1,196 @@
+"""
+A listener: bound addresses, and what is done with whoever connects there.
+
+`ClientProtocol.connectionMade` is where a connection's story begins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import error
+from twisted.internet.defer import gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..admit import Admission
+from ..config import ListenerConfig
+from ..dial import Dialer
+from ..errors import CannotListen
+from ..interfaces import IPump
+from ..observe.events import SessionEnded
+from ..session import Policy, Reason, Session, Side
+from ..session.deadlines import Deadlines
+from ..upstream import Pool
+from .address import address_text, client_host
+from .refusals import Refusals
+
+
+class ClientProtocol(Side):
+    """The client's side of a session."""
+
+    factory: Listener
+    host: str | None
+    local: str
+    address: str
+
+    def connectionMade(self) -> None:
+        """Pause; let the client in or not; open a session, which dials and relays."""
+        self.transport.pauseProducing()
+        peer = self.transport.getPeer()
+        self.host = client_host(peer)
+        self.address = address_text(peer)
+        self.local = address_text(self.transport.getHost())
+        self.factory.open_session(self)
+
+
+class Listener(ServerFactory):
+    """
+    @ivar sessions: those that are open.
+    @ivar refusals: what became of those who may not enter.
+    """
+
+    protocol = ClientProtocol  # type: ignore[assignment]
+    noisy = False
+    log = Logger()
+
+    def __init__(
+        self,
+        config: ListenerConfig,
+        *,
+        clock: Any,
+        pump: IPump,
+        pool: Pool,
+        dialer: Dialer,
+        deadlines: Deadlines,
+        ended: Callable[[SessionEnded], None],
+        all_active: Callable[[], int],
+    ) -> None:
+        self.config = config
+        self.name = config.name
+        self.pool = pool
+        self.sessions: set[Session] = set()
+        self.refusals = Refusals(config.name, clock)
+        self._clock = clock
+        self._pump = pump
+        self._ended = ended
+        self._all_active = all_active
+        self._ports: list[IListeningPort] = []
+        self._policy = Policy(config.timeouts, pool, dialer, deadlines, clock, self._session_ended)
+        self._admission = Admission(config.admit)
+
+    @property
+    def active(self) -> int:
+        """How many sessions are open."""
+        return len(self.sessions)
+
+    def listen(self) -> None:
+        """
+        Bind every address of the configuration.
+
+        @raise CannotListen: for the first that can't be; those before it stay bound.
+        """
+        for description in self.config.listen:
+            port = self._bind(description)
+            self._ports.append(port)
+            self.log.info(
+                "Listener {listener} listens on {address} for pool {pool}: {targets}",
+                listener=self.name,
+                address=address_text(port.getHost()),
+                pool=self.pool.name,
+                targets=", ".join(target.label for target in self.pool.targets),
+            )
+
+    def _bind(self, description: str) -> IListeningPort:
+        try:
+            bound: list[IListeningPort | Failure] = []
+            serverFromString(self._pump, description).listen(self).addBoth(bound.append)
+            outcome = bound[0]
+            if isinstance(outcome, Failure):
+                outcome.raiseException()
+            assert IListeningPort.providedBy(outcome)
+            outcome.socket.listen(self.config.backlog)  # type: ignore[attr-defined]
+        except error.CannotListenError as failed:
+            system = failed.socketError
+            why = getattr(system, "strerror", None) or str(system)
+            raise CannotListen(f"cannot listen on {description}: {why}") from None
+        except (OSError, LookupError, ValueError, TypeError) as failed:
+            why = getattr(failed, "strerror", None) or str(failed) or type(failed).__name__
+            raise CannotListen(f"cannot listen on {description}: {why}") from None
+        return outcome
+
+    async def stop_listening(self) -> None:
+        """Accept who was promised a connection, then nobody any more."""
+        ports, self._ports = self._ports, []
+        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+
+    def open_session(self, client: ClientProtocol) -> None:
+        """
+        `client` has connected, and is paused: refuse it, or dial for it.
+        """
+        session = Session(self._policy, next(_numbers), client, self._clock.seconds())
+        refusal = self._admission.enter(client.host)
+        self.sessions.add(session)
+        if refusal is None:
+            session.begin()
+        else:
+            session.refuse(refusal)
+
+    def _session_ended(self, session: Session) -> None:
+        assert session.reason is not None
+        refused = session.reason in _REFUSALS
+        event = None
+        if not refused or self.refusals.add(session.reason):
+            event = self._event(session)
+        self.sessions.discard(session)
+        if not refused:
+            assert isinstance(session.client, ClientProtocol)
+            self._admission.leave(session.client.host)
+        if event is not None:
+            self._ended(event)
+
+    def _event(self, session: Session) -> SessionEnded:
+        client, upstream, target = session.client, session.upstream, session.target
+        assert isinstance(client, ClientProtocol)
+        assert session.reason is not None
+        dialed = session.connected
+        return SessionEnded(
+            time=time.time(),
+            session=f"{_RUN}-{session.number:x}",
+            listener=self.name,
+            client=client.address,
+            local=client.local,
+            pool=self.pool.name,
+            target=None if target is None else target.label,
+            reason=session.reason.word,
+            code=session.code,
+            bytes_up=client.received,
+            bytes_down=0 if upstream is None else upstream.received,
+            dial_ms=None if dialed is None else _ms(dialed - session.started),
+            duration_ms=_ms(self._clock.seconds() - session.started),
+            retries=session.retries,
+            sessions=self.active,
+            totals=(
+                self._all_active(),
+                sum(each.sessions for each in self.pool.targets),
+                0 if target is None else target.sessions,
+            ),
+            error=session.error,
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+_REFUSALS = frozenset({Reason.DENIED, Reason.MAX_SESSIONS, Reason.MAX_SESSIONS_PER_CLIENT})
+# What makes a session's name unique among the relay processes of a machine.
+_RUN = f"{int(time.time()):x}-{os.getpid():x}"
+_numbers = itertools.count(1)

@@ -1,0 +1,1 @@
+"""What is told of sessions, and to whom: one event per ended session, and the access log."""

@@ -1,0 +1,38 @@
+"""What is told of a session, as values; nobody here knows who listens."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class SessionEnded:
+    """
+    A session as it is told of when it has ended; the names are those of the access log.
+
+    @ivar time: seconds since the epoch, of the end.
+    @ivar session: unique among all relay processes of a machine.
+    @ivar client: `ADDR:PORT` of the real client.
+    @ivar local: the address the client connected to.
+    @ivar dial_ms: from accept to the upstream connection; None where none was opened.
+    @ivar sessions: how many the listener has left, this one counted.
+    @ivar totals: active sessions of process, pool and target, this one counted; for `tcplog`.
+    """
+
+    time: float
+    session: str
+    listener: str
+    client: str
+    local: str
+    pool: str
+    target: str | None
+    reason: str
+    code: str
+    bytes_up: int
+    bytes_down: int
+    dial_ms: float | None
+    duration_ms: float
+    retries: int
+    sessions: int
+    totals: tuple[int, int, int] = (0, 0, 0)
+    error: str | None = None

@@ -1,0 +1,116 @@
+"""
+Where log lines go, without ever waiting: a file, or the process's standard output.
+
+Lines are gathered and written once per turn of the reactor. A reader that is slow makes lines wait, up
+to a bound; past it they are dropped and counted, for a relay must not stop because nobody reads its
+log.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import Any
+
+from twisted.logger import Logger
+
+from ..errors import CannotOpenLog
+
+# pipe(7): a pipe that polls as writable takes this much without blocking.
+_AT_ONCE = select.PIPE_BUF
+_BOUND = 1 << 20
+_RETRY = 0.05
+_STDOUT = 1
+
+
+class Sink:
+    """
+    @param reactor: gives the turns.
+    @param path: a file that is appended to; None for standard output.
+    @raise CannotOpenLog: when the file can't be opened.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, path: str | None) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._fd = self._open()
+        self._waiting = bytearray()
+        self._dropped = 0
+        self._flushing: Any = None
+        self._broken = False
+
+    def _open(self) -> int:
+        if self._path is None:
+            return _STDOUT
+        try:
+            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as failed:
+            raise CannotOpenLog(
+                f"cannot write the access log {self._path}: {failed.strerror}"
+            ) from None
+
+    def write(self, line: str) -> None:
+        """Write `line`, which brings its own end, soon."""
+        if len(self._waiting) >= _BOUND:
+            self._dropped += 1
+            return
+        self._waiting += line.encode("utf-8", "backslashreplace")
+        if self._flushing is None:
+            self._flushing = self._reactor.callLater(0, self._flush)
+
+    def reopen(self) -> None:
+        """
+        Open the file anew by its name. Where that fails the old one is kept.
+        """
+        if self._path is None:
+            return
+        self._write_what_is_taken()
+        try:
+            opened = self._open()
+        except CannotOpenLog as failed:
+            self.log.error("{failed}; going on with the old one", failed=failed)
+            return
+        os.close(self._fd)
+        self._fd = opened
+
+    def close(self) -> None:
+        """Write what is taken at once, and be done."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        self._write_what_is_taken()
+        if self._path is not None:
+            os.close(self._fd)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        self._write_what_is_taken()
+        if self._waiting:
+            self._flushing = self._reactor.callLater(_RETRY, self._flush)
+        elif self._dropped:
+            self.log.warn(
+                "The access log was not read fast enough: {dropped} lines were dropped.",
+                dropped=self._dropped,
+            )
+            self._dropped = 0
+
+    def _write_what_is_taken(self) -> None:
+        ready = select.poll()
+        ready.register(self._fd, select.POLLOUT)
+        try:
+            while self._waiting and any(event & select.POLLOUT for _, event in ready.poll(0)):
+                written = os.write(self._fd, self._waiting[:_AT_ONCE])
+                del self._waiting[:written]
+            self._broken = False
+        except BlockingIOError:
+            pass
+        except OSError as failed:
+            if not self._broken:
+                self.log.error(
+                    "Can't write the access log: {reason}. Its lines are dropped until that changes.",
+                    reason=failed.strerror,
+                )
+            self._broken = True
+            self._waiting.clear()

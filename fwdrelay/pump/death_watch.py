@@ -1,0 +1,93 @@
+"""
+Knowing that a paused transport's peer is gone.
+
+A reactor watches a transport for what it may do with it; one that is paused and has nothing to write
+is not watched at all, so a reset peer is noticed only when the transport is resumed (Twisted #11168).
+A relay pauses for long: while it dials, and while the other side is slow. This watch has an epoll set
+of its own in which each transport stays from birth to close, asking for nothing but news of errors.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from zope.interface import implementer
+
+
+class Watched(Protocol):
+    """A transport that can be told that its connection died."""
+
+    def fileno(self) -> int:
+        """As of a socket."""
+
+    def getHandle(self) -> socket.socket:
+        """The socket."""
+
+    def connection_died(self, error: OSError) -> None:
+        """The kernel gave the connection up (reset, keepalive, user time-out)."""
+
+
+@implementer(IReadDescriptor)
+class DeathWatch:
+    """An epoll set (joined to the reactor) for the errors of all transports of one pump."""
+
+    def __init__(self, reactor: IReactorFDSet) -> None:
+        self._reactor = reactor
+        self._watched: dict[int, Watched] = {}
+        self._epoll: select.epoll | None = None
+
+    def add(self, transport: Watched) -> None:
+        """Watch `transport` until `discard` is called, which must be before its socket closes."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._reactor.addReader(self)
+        fd = transport.fileno()
+        # Errors and hang-ups are always reported; edge-triggered, so each is reported once.
+        self._epoll.register(fd, select.EPOLLET)
+        self._watched[fd] = transport
+
+    def discard(self, transport: Watched) -> None:
+        """Stop watching; does nothing for one that isn't watched. The last one takes the set with it."""
+        fd = transport.fileno()
+        if self._watched.pop(fd, None) is None:
+            return
+        assert self._epoll is not None
+        if self._watched:
+            self._epoll.unregister(fd)
+        else:
+            self._reactor.removeReader(self)
+            self._epoll.close()
+            self._epoll = None
+
+    def fileno(self) -> int:
+        return -1 if self._epoll is None else self._epoll.fileno()
+
+    def doRead(self) -> None:
+        """Tell those whose connections died. A hang-up without an error is an end, not a death."""
+        assert self._epoll is not None
+        for fd, event in self._epoll.poll(0, 64):
+            transport = self._watched.get(fd)
+            if transport is not None and event & select.EPOLLERR:
+                number = transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number:
+                    transport.connection_died(OSError(number, os.strerror(number)))
+
+    def connectionLost(self, reason: Any) -> None:
+        """The reactor is disconnecting everything."""
+
+    def logPrefix(self) -> str:
+        return type(self).__name__
+
+
+class NoDeathWatch:
+    """Where there is no epoll: a paused transport learns of its peer's death when it is resumed."""
+
+    def add(self, transport: Watched) -> None:
+        """Nothing."""
+
+    def discard(self, transport: Watched) -> None:
+        """Nothing."""

@@ -1,0 +1,128 @@
+"""
+Accepting: Twisted's ports, made to survive a machine that has run out of something.
+
+Twisted answers EMFILE by accepting and closing whoever waits, with a log line for each. Here the
+port stops accepting for a moment instead (5 ms, doubling up to 1 s), so those who wait keep their
+place in the kernel's queue, and says so once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+from twisted.internet import main, tcp, unix
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+FIRST_PAUSE = 0.005
+LONGEST_PAUSE = 1.0
+_BATCH = 64
+_DONE = Failure(main.CONNECTION_DONE)
+# accept(2): errors of the connection that was to be accepted; the next may be sound.
+_OF_ONE_CONNECTION = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EINTR,
+    }
+)
+_OF_THE_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class _PatientPort(tcp.Port):
+    """How a port accepts; mixed in before one of Twisted's."""
+
+    log = Logger()
+    _pause = FIRST_PAUSE
+    _waiting: IDelayedCall | None = None
+    reactor: Any
+
+    def doRead(self) -> None:
+        """Accept a batch of connections; what goes wrong with one never reaches the next."""
+        for _ in range(_BATCH):
+            try:
+                accepted, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                if error.errno in _OF_THE_MACHINE:
+                    self._accept_later(error)
+                    return
+                raise
+            if self._pause != FIRST_PAUSE:
+                self._pause = FIRST_PAUSE
+                self.log.info("Accepting again on {address}.", address=self.getHost())
+            assert self.factory is not None
+            protocol = self.factory.buildProtocol(address)
+            assert protocol is not None
+            self.sessionno += 1
+            transport = self.transport(
+                accepted, protocol, address, self, self.sessionno, self.reactor
+            )
+            protocol.makeConnection(transport)
+
+    def _accept_later(self, error: OSError) -> None:
+        if self._pause == FIRST_PAUSE:
+            self.log.error(
+                "Can't accept on {address}: {reason}. Waiting, and trying again at least once a"
+                " second. Raise the limit (ulimit -n, LimitNOFILE=) or lower --max-sessions.",
+                address=self.getHost(),
+                reason=error.strerror,
+            )
+        self.stopReading()
+        self._waiting = self.reactor.callLater(self._pause, self._accept_again)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _accept_again(self) -> None:
+        self._waiting = None
+        self.startReading()
+
+    def loseConnection(self, connDone: Failure = _DONE) -> Any:
+        """
+        Stop listening. Who waits in the kernel's queue has been promised a connection: they are
+        accepted first, or they would be reset.
+        """
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        elif self.connected and not self.disconnecting:
+            self.doRead()
+        return super().loseConnection(connDone)
+
+    stopListening = loseConnection
+
+
+class TCPPort(_PatientPort):
+    """A listening TCP socket. One bound to `::` takes IPv4 too, whatever `net.ipv6.bindv6only` is."""
+
+    def createInternetSocket(self) -> socket.socket:
+        made: socket.socket = super().createInternetSocket()
+        if self.interface == "::":
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        return made
+
+
+class UNIXPort(_PatientPort, unix.Port):
+    """A listening Unix socket. One that was inherited stays in the file system: it is its owner's."""
+
+    def startListening(self) -> None:
+        self._inherited = self._preexistingSocket is not None
+        super().startListening()
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self._inherited:
+            tcp.Port.connectionLost(self, reason)
+        else:
+            super().connectionLost(reason)

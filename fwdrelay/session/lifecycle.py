@@ -1,0 +1,110 @@
+"""
+A session's life, as a table: the states, what moves a session from one to the next, and the reasons
+for which it ends. Everything that decides which transition is legal is in this file; no I/O is.
+
+Each session reaches `State.CLOSED` exactly once, with exactly one `Reason`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    """
+    Where a session is. The value is the second letter of HAProxy's termination code for a session
+    that ends there.
+    """
+
+    ACCEPTED = "R"
+    DIALING = "C"
+    RELAYING = "D"
+    HALF_CLOSED = "d"
+    CLOSED = "-"
+
+
+class Input(Enum):
+    """What can happen to a session."""
+
+    ADMITTED = "the client may enter"
+    REFUSED = "the client may not enter"
+    DIALED = "an upstream connection is open"
+    DIAL_FAILED = "no target could be connected to"
+    SIDE_ENDED = "a side has sent its last byte, and said so"
+    SIDE_RESET = "a side's connection broke"
+    DELIVERED = "all that can be delivered is"
+    TIMED_OUT = "too long without a byte, or too long at all"
+    CUT = "the operator wants it gone"
+
+
+TABLE: dict[tuple[State, Input], State] = {
+    (State.ACCEPTED, Input.ADMITTED): State.DIALING,
+    (State.ACCEPTED, Input.REFUSED): State.CLOSED,
+    (State.DIALING, Input.DIALED): State.RELAYING,
+    (State.DIALING, Input.DIAL_FAILED): State.CLOSED,
+    (State.DIALING, Input.SIDE_RESET): State.CLOSED,
+    (State.DIALING, Input.TIMED_OUT): State.CLOSED,
+    (State.DIALING, Input.CUT): State.CLOSED,
+    (State.RELAYING, Input.SIDE_ENDED): State.HALF_CLOSED,
+    (State.RELAYING, Input.SIDE_RESET): State.HALF_CLOSED,
+    (State.RELAYING, Input.TIMED_OUT): State.CLOSED,
+    (State.RELAYING, Input.CUT): State.CLOSED,
+    (State.HALF_CLOSED, Input.SIDE_ENDED): State.HALF_CLOSED,
+    (State.HALF_CLOSED, Input.SIDE_RESET): State.HALF_CLOSED,
+    (State.HALF_CLOSED, Input.DELIVERED): State.CLOSED,
+    (State.HALF_CLOSED, Input.TIMED_OUT): State.CLOSED,
+    (State.HALF_CLOSED, Input.CUT): State.CLOSED,
+}
+
+
+class Reason(Enum):
+    """
+    Why a session ended: the word that log, metrics and API share, and the first letter of HAProxy's
+    termination code (who or what ended it).
+    """
+
+    DONE = "done", "-"
+    CLIENT_RESET = "client-reset", "C"
+    CLIENT_LEFT = "client-left", "C"
+    CLIENT_IDLE = "client-idle-timeout", "c"
+    CLIENT_HALF_CLOSED = "client-half-close-timeout", "c"
+    UPSTREAM_RESET = "upstream-reset", "S"
+    UPSTREAM_IDLE = "upstream-idle-timeout", "s"
+    UPSTREAM_HALF_CLOSED = "upstream-half-close-timeout", "s"
+    DIAL_FAILED = "dial-failed", "S"
+    DIAL_TIMEOUT = "dial-timeout", "s"
+    NO_TARGET = "no-target", "S"
+    NO_RESOURCES = "no-resources", "R"
+    LIFETIME = "lifetime", "P"
+    DENIED = "denied", "P"
+    MAX_SESSIONS = "max-sessions", "P"
+    MAX_SESSIONS_PER_CLIENT = "max-sessions-per-client", "P"
+    DRAIN_TIMEOUT = "drain-timeout", "K"
+
+    def __init__(self, word: str, letter: str) -> None:
+        self.word = word
+        self.letter = letter
+
+
+class IllegalTransition(AssertionError):
+    """A defect of fwdrelay's own: nothing that a peer does may lead here."""
+
+
+def after(state: State, happened: Input) -> State:
+    """
+    @return: the state that `happened` leads to.
+    @raise IllegalTransition: where the table has no such row.
+    """
+    try:
+        return TABLE[state, happened]
+    except KeyError:
+        raise IllegalTransition(f"{happened.name} while {state.name}") from None
+
+
+def code(reason: Reason, state: State) -> str:
+    """
+    HAProxy's two letters for a session that ended for `reason` while it was in `state`: who or
+    what ended it, and what it was doing (HAProxy's configuration manual, "Session state at
+    disconnection").
+    """
+    return "--" if reason is Reason.DONE else reason.letter + state.value.upper()

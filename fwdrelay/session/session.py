@@ -1,0 +1,305 @@
+"""
+One relayed connection, from accept to its one end.
+
+The story, read from the top: `Session.begin` dials; `Session._dialed` wires the two transports;
+the sides report ends and resets; `Session._close` is the one way out. Bytes don't pass through here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..config import Timeouts
+from ..dial import AllFailed, Dialed, Dialer
+from ..errors import DialFailed
+from ..upstream import Pool, Target
+from .deadlines import Deadlines
+from .lifecycle import Input, Reason, State, after, code
+from .side import Side, UpstreamSide
+
+_REASON_OF_CAUSE = {
+    "timeout": Reason.DIAL_TIMEOUT,
+    "no-resources": Reason.NO_RESOURCES,
+    "no-target": Reason.NO_TARGET,
+}
+# How often to look whether a peer has acknowledged everything: the first and the longest wait.
+_FIRST_LOOK = 0.005
+_LONGEST_LOOK = 0.5
+
+
+@frozen(eq=False)
+class Policy:
+    """
+    What all sessions of one listener share.
+
+    @ivar clock: `twisted.internet.interfaces.IReactorTime`.
+    @ivar ended: told of each session that has ended, once.
+    """
+
+    timeouts: Timeouts
+    pool: Pool
+    dialer: Dialer
+    deadlines: Deadlines
+    clock: Any
+    ended: Callable[[Session], None]
+
+
+@define(eq=False)
+class Session:
+    """
+    @ivar number: counts the sessions of this process.
+    @ivar state: where it is, by the table of `fwdrelay.session.lifecycle`.
+    @ivar started: when the client was accepted, by the policy's clock.
+    @ivar connected: when the upstream connection was there, or None.
+    @ivar reason: why it ended; set as soon as that is decided.
+    @ivar error: what the system said about it.
+    @ivar code: HAProxy's two letters, once it has ended.
+    """
+
+    log: ClassVar[Logger] = Logger()
+
+    policy: Policy
+    number: int
+    client: Side
+    started: float
+    state: State = State.ACCEPTED
+    upstream: Side | None = None
+    target: Target | None = None
+    retries: int = 0
+    connected: float | None = None
+    reason: Reason | None = None
+    error: str | None = None
+    code: str = ""
+    bucket: set[Any] | None = None
+    _dialing: Deferred[Any] | None = None
+    _settling: Any = None
+    _unsent: int = 0
+    _half_closed: float = field(default=0.0)
+
+    def begin(self) -> None:
+        """The client is admitted; it is paused. Dial."""
+        self.client.session = self
+        self.state = after(self.state, Input.ADMITTED)
+        timeouts = self.policy.timeouts
+        if timeouts.lifetime:
+            self.policy.deadlines.set(self, self.started + timeouts.lifetime)
+        dialing = Deferred.fromCoroutine(
+            self.policy.dialer.dial(self.policy.pool, timeouts.connect, UpstreamSide)
+        )
+        self._dialing = dialing
+        dialing.addCallbacks(self._dialed, self._dial_failed)
+
+    def refuse(self, reason: Reason) -> None:
+        """The client may not enter."""
+        self._close(Input.REFUSED, reason)
+
+    def cut(self, reason: Reason) -> None:
+        """End it now, whatever is under way; both sides are reset. Once it has ended, does nothing."""
+        if self.state is not State.CLOSED:
+            self._close(Input.CUT, reason)
+
+    def _dialed(self, dialed: Dialed[UpstreamSide]) -> None:
+        self._dialing = None
+        self.target, self.retries = dialed.target, dialed.retries
+        self.connected = self.policy.clock.seconds()
+        self.state = after(self.state, Input.DIALED)
+        client, upstream = self.client, dialed.protocol
+        self.upstream = upstream
+        upstream.session = self
+        client.relay_to(upstream, self.policy.clock.seconds)
+        upstream.relay_to(client, self.policy.clock.seconds)
+        client.transport.registerProducer(upstream.transport, True)
+        upstream.transport.registerProducer(client.transport, True)
+        client.transport.resumeProducing()
+        upstream.transport.resumeProducing()
+        self._wait()
+        if upstream.reset is not None:  # before this session could be told of it
+            self.side_reset(upstream)
+        if upstream.gone:
+            self.side_gone(upstream)
+
+    def _dial_failed(self, failure: Failure) -> None:
+        self._dialing = None
+        if self.state is State.CLOSED:
+            return  # cancelled, because the session is over
+        failed = failure.value
+        if not isinstance(failed, AllFailed):
+            self.log.failure("A dial went wrong in a way it never should", failure)
+            failed = AllFailed(DialFailed("other", repr(failed)), None, 0)
+        self.retries = failed.retries
+        self.error = failed.detail
+        reason = _REASON_OF_CAUSE.get(failed.cause, Reason.DIAL_FAILED)
+        self._close(Input.DIAL_FAILED, reason, tried=failed.target)
+
+    def side_ended(self, side: Side) -> None:
+        """`side` has sent its last byte. The other is told when it has been given everything."""
+        self.state = after(self.state, Input.SIDE_ENDED)
+        side.heard = self._half_closed = self.policy.clock.seconds()
+        other = self._other(side)
+        if other.reset is None:
+            # A paused producer that stays registered would hold the end back for ever.
+            other.transport.unregisterProducer()
+            other.transport.loseWriteConnection()
+        self._wait()
+        self.end_delivered()
+
+    def end_delivered(self) -> None:
+        """A side was told of the other's end, after all its bytes. Were both, nothing is left to do."""
+        client, upstream = self.client, self.upstream
+        assert upstream is not None
+        if all(side.gone or (side.ended and side.delivered) for side in (client, upstream)) and (
+            client.ended or upstream.ended
+        ):
+            self._close(Input.DELIVERED, Reason.DONE, orderly=True)
+
+    def side_reset(self, side: Side) -> None:
+        """
+        `side`'s connection broke. What it sent before is still passed on (rule 14), then the other
+        side is reset too, unless `side` had ended cleanly before: then the reset is how some close,
+        and must not cost the other side anything (rule 3).
+        """
+        from_client = side is self.client
+        if self.error is None:
+            self.error = getattr(side.reset, "strerror", None) or str(side.reset)
+        if self.state is State.DIALING:
+            self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
+            return
+        self.state = after(self.state, Input.SIDE_RESET)
+        if self.reason is None:
+            self.reason = Reason.CLIENT_RESET if from_client else Reason.UPSTREAM_RESET
+        self._half_closed = self.policy.clock.seconds()
+        other = self._other(side)
+        if other.reset is not None:
+            self._close(Input.DELIVERED, self.reason)
+            return
+        side.transport.unregisterProducer()
+        if from_client:
+            other.transport.pauseProducing()
+        else:
+            other.discard_bytes()
+        self._wait()
+
+    def side_gone(self, side: Side) -> None:
+        """`side`'s transport is closed, and not by this session; all that it sent was read."""
+        if side.reset is None:
+            side.reset = ConnectionError("closed unexpectedly")
+            self.side_reset(side)
+        if self.state is State.CLOSED:
+            return
+        other = self._other(side)
+        if side.ended and other is self.client:
+            # It has a whole answer to read: its end is awaited, for the half-close time-out.
+            self.end_delivered()
+            return
+        other.transport.unregisterProducer()
+        other.transport.pauseProducing()
+        self._settle(other, _FIRST_LOOK)
+
+    def _settle(self, side: Side, wait: float) -> None:
+        """Reset `side` once its peer has acknowledged everything: a reset drops what is under way."""
+        self._settling = None
+        if side.transport.unsent() == 0:
+            assert self.reason is not None
+            self._close(Input.DELIVERED, self.reason)
+            return
+        longer = min(wait * 2, _LONGEST_LOOK)
+        self._settling = self.policy.clock.callLater(wait, self._settle, side, longer)
+
+    def _other(self, side: Side) -> Side:
+        other = self.upstream if side is self.client else self.client
+        assert other is not None
+        return other
+
+    def _patience(self) -> float:
+        """
+        @return: how long both sides may be silent, in seconds.
+        """
+        idle = self.policy.timeouts.idle or math.inf
+        if self.state is State.HALF_CLOSED:
+            return min(idle, self.policy.timeouts.half_close or math.inf)
+        return idle
+
+    def _due(self, since: float) -> float:
+        """
+        @return: when to look again, if nothing is heard after `since`.
+        """
+        lifetime = self.policy.timeouts.lifetime or math.inf
+        return min(since + self._patience(), self.started + lifetime)
+
+    def _wait(self) -> None:
+        due = self._due(self.policy.clock.seconds())
+        if due < math.inf:
+            self.policy.deadlines.set(self, due)
+
+    def overdue(self, now: float) -> float | None:
+        """Asked by the deadlines: is time up? A peer that takes bytes, however slowly, isn't idle."""
+        lifetime = self.policy.timeouts.lifetime
+        if lifetime and now >= self.started + lifetime:
+            self._close(Input.TIMED_OUT, Reason.LIFETIME)
+            return None
+        if self.upstream is None:
+            return self.started + lifetime
+        heard = max(self.client.heard, self.upstream.heard, self._half_closed)
+        if now < heard + self._patience():
+            return self._due(heard)
+        unsent = self.client.transport.unsent() + self.upstream.transport.unsent()
+        if unsent and unsent != self._unsent:
+            self._unsent = unsent
+            return self._due(now)
+        self._close(Input.TIMED_OUT, self._who_was_silent(self.upstream))
+        return None
+
+    def _who_was_silent(self, upstream: Side) -> Reason:
+        """Who kept the session waiting: who takes no bytes, or else who was to speak next."""
+        if self.client.transport.unsent():
+            client_silent = True
+        elif upstream.transport.unsent():
+            client_silent = False
+        elif self.client.ended or upstream.ended:
+            client_silent = not self.client.ended
+        else:
+            client_silent = upstream.heard >= self.client.heard
+        if self.state is State.HALF_CLOSED:
+            return Reason.CLIENT_HALF_CLOSED if client_silent else Reason.UPSTREAM_HALF_CLOSED
+        return Reason.CLIENT_IDLE if client_silent else Reason.UPSTREAM_IDLE
+
+    def _close(
+        self,
+        happened: Input,
+        reason: Reason,
+        orderly: bool = False,
+        tried: Target | None = None,
+    ) -> None:
+        """The one way out."""
+        ended_in, self.state = self.state, after(self.state, happened)
+        if self.reason is None:
+            self.reason = reason
+        self.code = code(self.reason, ended_in)
+        self.policy.deadlines.discard(self)
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        if self._dialing is not None:
+            self._dialing.cancel()
+        for side in (self.client, self.upstream):
+            if side is None:
+                continue
+            side.session = None
+            if side.gone:
+                continue
+            side.transport.unregisterProducer()
+            if orderly:
+                side.transport.loseConnection()
+            else:
+                side.transport.abortConnection()
+        elected, self.target = self.target, self.target or tried
+        self.policy.ended(self)
+        if elected is not None:
+            self.policy.pool.release(elected)

@@ -1,0 +1,30 @@
+"""One target at run time: what was asked for, and how many sessions are on it."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from ..config import TargetConfig
+
+
+@define(eq=False)
+class Target:
+    """
+    @ivar sessions: sessions that are on this target or being dialed to it.
+    @ivar credit: its standing in the pool's weighted round; see `fwdrelay.upstream.pool`.
+    """
+
+    config: TargetConfig
+    sessions: int = 0
+    credit: int = 0
+
+    @property
+    def label(self) -> str:
+        """What log and metrics call it."""
+        return self.config.label
+
+    @property
+    def electable(self) -> bool:
+        """Whether it may take one more session. A weight of 0 takes none."""
+        limit = self.config.max_sessions
+        return self.config.weight > 0 and (not limit or self.sessions < limit)

@@ -1,0 +1,255 @@
+"""
+A relay as operators run it: `twistd -n fwdrelay` in a process of its own, and plain sockets around it.
+
+A scenario starts a `RelayProcess`, talks through it, and stops it; stopping fails the scenario when
+the process printed a traceback, had to be killed, or ended with the wrong status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PATIENCE = 30.0
+_TWISTD = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
+_LISTENS = re.compile(r"listens on (\S+) for pool")
+# Twisted keeps a descriptor in reserve against EMFILE and never closes it.
+_TWISTED_S_RESERVE = re.compile(
+    r"Exception ignored in: <_io.FileIO name='/dev/null'.*\nResourceWarning: unclosed file .*'/dev/null'.*"
+)
+_TROUBLE = re.compile(r"Traceback|Unhandled|ResourceWarning|never awaited|IllegalTransition|#critical")
+
+
+class RelayProcess:
+    """
+    `twistd -n fwdrelay OPTIONS`, listening on a free port of 127.0.0.1 unless the options say otherwise.
+
+    @ivar addresses: what it listens on, in order: `(host, port)`, or a path for Unix.
+    @ivar lines: all it has printed so far.
+    """
+
+    def __init__(self, *options: str, listen: bool = True, environ: dict[str, str] | None = None,
+                 preexec: Callable[[], None] | None = None, pass_fds: tuple[int, ...] = ()) -> None:
+        if listen:
+            options = ("--port", "0", "--interface", "127.0.0.1", *options)
+        self.lines: list[str] = []
+        self._grown = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error::ResourceWarning", "-c", _TWISTD, "-n", "--pidfile=", "fwdrelay", *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+            preexec_fn=preexec, pass_fds=pass_fds,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._stopped = False
+        try:
+            self.wait_for(lambda line: "is ready" in line)
+        except BaseException:
+            self.kill()
+            raise
+        self.addresses = [_address(m[1]) for line in self.lines if (m := _LISTENS.search(line))]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                with self._grown:
+                    self.lines.append(line.rstrip("\n"))
+                    self._grown.notify_all()
+        with self._grown:
+            self.lines.append("(its output ended)")
+            self._grown.notify_all()
+
+    @property
+    def port(self) -> int:
+        """The first TCP port."""
+        return next(a[1] for a in self.addresses if isinstance(a, tuple))
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_for(self, wanted: Callable[[str], bool], start: int = 0) -> str:
+        """
+        @return: the first line from `start` on that is `wanted`; fails when the process ends or nothing
+            comes for `PATIENCE` seconds.
+        """
+        deadline = time.monotonic() + PATIENCE
+        with self._grown:
+            while True:
+                for line in self.lines[start:]:
+                    if wanted(line):
+                        return line
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.lines and self.lines[-1] == "(its output ended)"):
+                    raise AssertionError("not printed; the relay printed:\n" + "\n".join(self.lines))
+                self._grown.wait(left)
+
+    def ended(self, count: int = 1) -> list[dict[str, Any]]:
+        """
+        @return: the access log's entries (JSON) as soon as there are `count` or more.
+        """
+        def entries() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+        self.wait_for(lambda _: len(entries()) >= count)
+        return entries()
+
+    def connect(self, **options: Any) -> socket.socket:
+        """
+        @return: a connection to its first address, with `PATIENCE` for a time-out; see `connect`.
+        """
+        return connect(self.addresses[0], **options)
+
+    def descriptors(self) -> int:
+        """How many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def wait_for_descriptors(self, most: int) -> None:
+        """Wait until it has at most that many open."""
+        wait_until(lambda: self.descriptors() <= most, lambda: f"{self.descriptors()} descriptors, wanted {most}")
+
+    def memory(self) -> int:
+        """Its resident memory, in bytes."""
+        with open(f"/proc/{self.pid}/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, status: int = 0) -> None:
+        """SIGTERM, wait, and fail on anything that should not have been."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError("did not stop; it printed:\n" + "\n".join(self.lines)) from None
+        self._reader.join()
+        output = _TWISTED_S_RESERVE.sub("", "\n".join(self.lines))
+        if self.process.returncode != status or _TROUBLE.search(output):
+            raise AssertionError(f"ended with {self.process.returncode}; it printed:\n{output}")
+
+    def kill(self) -> None:
+        """SIGKILL, for cleaning up."""
+        self._stopped = True
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+
+def _address(text: str) -> tuple[str, int] | str:
+    if text.startswith("unix:"):
+        return text.removeprefix("unix:")
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    return ("127.0.0.1" if host in ("0.0.0.0", "::") else host), int(port)
+
+
+@contextmanager
+def relaying(*options: str, **more: Any) -> Iterator[RelayProcess]:
+    """A relay for a `with` block; it is stopped, and its output checked, at the end."""
+    relay = RelayProcess(*options, **more)
+    try:
+        yield relay
+    except BaseException:
+        relay.kill()
+        print("\n".join(relay.lines))
+        raise
+    relay.stop()
+
+
+def connect(address: tuple[str, int] | str, *, receive_buffer: int = 0) -> socket.socket:
+    """
+    @param receive_buffer: bytes of SO_RCVBUF, for a reader that takes little; 0: the system's.
+    """
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE)
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.connect(address)
+    return sock
+
+
+class Upstream:
+    """A listening socket that a scenario accepts from itself; `target` is its specification for --target."""
+
+    def __init__(self, path: str = "") -> None:
+        self.socket = socket.socket(socket.AF_UNIX if path else socket.AF_INET, socket.SOCK_STREAM)
+        self.socket.settimeout(PATIENCE)
+        self.socket.bind(path or ("127.0.0.1", 0))
+        self.socket.listen(1024)
+        self.target = f"unix:{path}" if path else f"127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def accept(self) -> socket.socket:
+        """
+        @return: the next connection, with `PATIENCE` for a time-out.
+        """
+        accepted, _ = self.socket.accept()
+        accepted.settimeout(PATIENCE)
+        return accepted
+
+    def __enter__(self) -> Upstream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.socket.close()
+
+
+def unused_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on (just now)."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """All bytes up to the peer's end; a reset is an error (`ConnectionResetError`)."""
+    chunks = []
+    while chunk := sock.recv(1 << 18):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def read_exactly(sock: socket.socket, count: int) -> bytes:
+    """That many bytes."""
+    data = bytearray()
+    while len(data) < count:
+        chunk = sock.recv(count - len(data))
+        if not chunk:
+            raise AssertionError(f"ended after {len(data)} of {count} bytes")
+        data += chunk
+    return bytes(data)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def wait_until(true: Callable[[], bool], explain: Callable[[], str] = lambda: "it never came true") -> None:
+    """Poll for what can't be awaited, such as another process's state."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > deadline:
+            raise AssertionError(explain())
+        time.sleep(0.01)
