@@ -21,6 +21,7 @@ from twisted.internet.interfaces import (
     IReactorUNIX,
     ITCPTransport,
 )
+from zope.interface import Attribute
 
 
 class IStream(ITCPTransport, IPushProducer, IConsumer):
@@ -32,6 +33,9 @@ class IStream(ITCPTransport, IPushProducer, IConsumer):
     delivered: `connectionReset` is told at once, `connectionLost` only when everything was read.
     And `stopProducing` does not close: how a session ends is the session's to decide.
     """
+
+    received = Attribute("How many bytes were read from the peer.")
+    heard = Attribute("When the last of them was read, by the clock; 0: nothing yet.")
 
     def unsent() -> int:
         """

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from ._version import __version__
 from .config import Config, PoolConfig, TargetConfig
+from .deadlines import Deadlines
 from .demo import Demo
 from .dial import Dialer
 from .errors import FwdrelayError
@@ -27,7 +28,6 @@ from .observe.sink import Sink
 from .process.sdnotify import Notifier
 from .pump import make_pump
 from .session import Reason, Session
-from .session.deadlines import Deadlines
 from .upstream import Pool, Resolver
 
 STATUS_EVERY = 5.0

@@ -22,12 +22,12 @@ from twisted.python.failure import Failure
 
 from ..admit import Admission
 from ..config import ListenerConfig
+from ..deadlines import Deadlines
 from ..dial import Dialer
 from ..errors import CannotListen
 from ..interfaces import IPump
 from ..observe.events import SessionEnded
 from ..session import Policy, Reason, Session, Side
-from ..session.deadlines import Deadlines
 from ..upstream import Pool
 from .address import address_text, client_host
 from .refusals import Refusals

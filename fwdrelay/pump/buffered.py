@@ -49,7 +49,10 @@ class _Stream(tcp.Connection):
 
     deaths: DeathWatch | NoDeathWatch
     protocol: Any
+    reactor: Any
 
+    received = 0
+    heard = 0.0
     _paused = False
     _read_ended = False
     _reset: BaseException | None = None
@@ -82,6 +85,8 @@ class _Stream(tcp.Connection):
         except OSError as failed:
             return failed
         if data:
+            self.received += len(data)
+            self.heard = self.reactor.seconds()
             self.protocol.dataReceived(data)
             return None
         return self._reset or main.CONNECTION_DONE

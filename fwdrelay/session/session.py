@@ -11,16 +11,16 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..config import Timeouts
+from ..deadlines import Deadlines
 from ..dial import AllFailed, Dialed, Dialer
 from ..errors import DialFailed
 from ..upstream import Pool, Target
-from .deadlines import Deadlines
 from .lifecycle import Input, Reason, State, after, code
 from .side import Side, UpstreamSide
 
@@ -81,7 +81,7 @@ class Session:
     _dialing: Deferred[Any] | None = None
     _settling: Any = None
     _unsent: int = 0
-    _half_closed: float = field(default=0.0)
+    _changed: float = 0.0
 
     def begin(self) -> None:
         """The client is admitted; it is paused. Dial."""
@@ -108,13 +108,12 @@ class Session:
     def _dialed(self, dialed: Dialed[UpstreamSide]) -> None:
         self._dialing = None
         self.target, self.retries = dialed.target, dialed.retries
-        self.connected = self.policy.clock.seconds()
+        self.connected = self._changed = self.policy.clock.seconds()
         self.state = after(self.state, Input.DIALED)
         client, upstream = self.client, dialed.protocol
         self.upstream = upstream
         upstream.session = self
-        client.relay_to(upstream, self.policy.clock.seconds)
-        upstream.relay_to(client, self.policy.clock.seconds)
+        client.sink, upstream.sink = upstream.transport, client.transport
         client.transport.registerProducer(upstream.transport, True)
         upstream.transport.registerProducer(client.transport, True)
         client.transport.resumeProducing()
@@ -141,21 +140,24 @@ class Session:
     def side_ended(self, side: Side) -> None:
         """`side` has sent its last byte. The other is told when it has been given everything."""
         self.state = after(self.state, Input.SIDE_ENDED)
-        side.heard = self._half_closed = self.policy.clock.seconds()
+        self._changed = self.policy.clock.seconds()
         other = self._other(side)
         if other.reset is None:
-            # A paused producer that stays registered would hold the end back for ever.
+            # A producer that stays registered while it is paused holds the end back for ever.
             other.transport.unregisterProducer()
             other.transport.loseWriteConnection()
-        self._wait()
-        self.end_delivered()
+        if self.state is not State.CLOSED:
+            self._wait()
+            self.end_delivered()
 
     def end_delivered(self) -> None:
         """A side was told of the other's end, after all its bytes. Were both, nothing is left to do."""
         client, upstream = self.client, self.upstream
         assert upstream is not None
-        if all(side.gone or (side.ended and side.delivered) for side in (client, upstream)) and (
-            client.ended or upstream.ended
+        if (
+            self.state is State.HALF_CLOSED
+            and all(side.gone or (side.ended and side.delivered) for side in (client, upstream))
+            and (client.ended or upstream.ended)
         ):
             self._close(Input.DELIVERED, Reason.DONE, orderly=True)
 
@@ -174,7 +176,7 @@ class Session:
         self.state = after(self.state, Input.SIDE_RESET)
         if self.reason is None:
             self.reason = Reason.CLIENT_RESET if from_client else Reason.UPSTREAM_RESET
-        self._half_closed = self.policy.clock.seconds()
+        self._changed = self.policy.clock.seconds()
         other = self._other(side)
         if other.reset is not None:
             self._close(Input.DELIVERED, self.reason)
@@ -246,7 +248,7 @@ class Session:
             return None
         if self.upstream is None:
             return self.started + lifetime
-        heard = max(self.client.heard, self.upstream.heard, self._half_closed)
+        heard = max(self.client.heard, self.upstream.heard, self._changed)
         if now < heard + self._patience():
             return self._due(heard)
         unsent = self.client.transport.unsent() + self.upstream.transport.unsent()

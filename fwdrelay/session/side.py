@@ -7,7 +7,6 @@ the session. While the pump has fused two transports, the bytes don't come by he
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
@@ -27,8 +26,7 @@ class Side(Protocol):
     One end of a session.
 
     @ivar transport: an `fwdrelay.interfaces.IStream`.
-    @ivar received: bytes that this side has sent and that were passed on.
-    @ivar heard: when it last sent something (the clock's seconds).
+    @ivar sink: the other side's transport, once there is one.
     @ivar ended: it has sent its last byte, and said so (FIN).
     @ivar delivered: the other side's end was passed on to it, after all its bytes.
     @ivar reset: what broke its connection, if something did.
@@ -37,32 +35,35 @@ class Side(Protocol):
 
     transport: Any
     session: Session | None = None
-    seconds: Callable[[], float]
     sink: Any
-    received = 0
-    heard = 0.0
     ended = False
     delivered = False
     reset: BaseException | None = None
     gone = False
+    _passed_on: tuple[int, float] | None = None
 
-    def relay_to(self, other: Side, seconds: Callable[[], float]) -> None:
-        """From now on `other` gets the bytes of this side; `seconds` tells when it was heard."""
-        self.sink = other.transport
-        self.seconds = seconds
-        self.heard = seconds()
+    @property
+    def received(self) -> int:
+        """How many bytes this side has sent that were passed on."""
+        received: int = self.transport.received
+        return received if self._passed_on is None else self._passed_on[0]
+
+    @property
+    def heard(self) -> float:
+        """When the last of those came (the clock's seconds); 0: nothing yet."""
+        heard: float = self.transport.heard
+        return heard if self._passed_on is None else self._passed_on[1]
 
     def discard_bytes(self) -> None:
         """
         What this side still sends has nowhere to go. It is read all the same, or closing would reset
         a peer that still has its answer to read.
         """
+        self._passed_on = self.received, self.heard
         self.dataReceived = _drop  # type: ignore[method-assign]
         self.transport.resumeProducing()
 
     def dataReceived(self, data: bytes) -> None:
-        self.received += len(data)
-        self.heard = self.seconds()
         self.sink.write(data)
 
     def readConnectionLost(self) -> None:
