@@ -30,6 +30,7 @@ TEST = [
     "pytest>=8.4",
     "pytest-randomly",  # any order, under a seed that is printed
     "setuptools>=77",
+    "websockets>=14",  # real WebSockets through the relay
     "wheel",
 ]
 CHECK = [

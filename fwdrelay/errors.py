@@ -33,6 +33,10 @@ class CannotOpenLog(FwdrelayError):
     """The access log's file can't be opened for appending."""
 
 
+class CannotSplice(FwdrelayError):
+    """This system has not what the spliced pump needs."""
+
+
 class DialFailed(FwdrelayError):
     """
     A target could not be connected to.

@@ -72,5 +72,8 @@ class IPump(IReactorTCP, IReactorUNIX):
     ) -> IListeningPort:
         """As `twisted.internet.interfaces.IReactorSocket.adoptStreamPort`."""
 
+    def stop() -> None:
+        """Give back what is kept for use, once no transport is left."""
+
     def callLater(delay: float, call: Callable[..., object], *args: object) -> IDelayedCall:
         """As `twisted.internet.interfaces.IReactorTime.callLater`."""

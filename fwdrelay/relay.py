@@ -187,6 +187,7 @@ class Relay(Service):
             if loop.running:
                 loop.stop()
         self._deadlines.stop()
+        self._pump.stop()
         if self._demo is not None:
             await self._demo.stop()
         if self._access_log is not None:

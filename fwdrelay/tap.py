@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from twisted.application.service import IService, MultiService
+from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
 from .config import (
@@ -247,11 +248,17 @@ def _checked_endpoint(description: str) -> str:
     if kind not in _ENDPOINTS or kind == description:
         kinds = ", ".join(f"{name}:" for name in _ENDPOINTS)
         raise ValueError(f"{description!r} is not an endpoint: it begins with one of {kinds}")
+    if kind != "systemd":  # what that takes depends on the environment
+        try:
+            serverFromString(None, description)
+        except (TypeError, ValueError) as wrong:
+            raise ValueError(f"{description!r} is not a {kind}: endpoint ({wrong})") from None
     return description
 
 
 def _exit(status: int, sentence: str) -> NoReturn:
-    sys.stderr.write(f"fwdrelay: {sentence}\n")
+    # twistd has put its log in the place of sys.stderr.
+    print(f"fwdrelay: {sentence}", file=sys.__stderr__, flush=True)
     raise SystemExit(status)
 
 
@@ -272,8 +279,9 @@ def makeService(options: Options) -> IService:
         Notifier.from_environment(os.environ),
         lambda sentence: _give_up(options, sentence),
     )
-    relay.setServiceParent(service)
+    # In this order: who is told that the relay is ready may send it a signal at once.
     Signals(reactor, relay).setServiceParent(service)
+    relay.setServiceParent(service)
     return service
 
 

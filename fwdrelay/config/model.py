@@ -14,9 +14,9 @@ from attrs import field, frozen
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 BALANCES = ("round-robin", "first")
-PUMPS = ("auto", "buffered")
+PUMPS = ("auto", "splice", "buffered")
 ACCESS_LOG_FORMATS = ("json", "tcplog")
-PumpName: TypeAlias = Literal["auto", "buffered"]
+PumpName: TypeAlias = Literal["auto", "splice", "buffered"]
 Balance: TypeAlias = Literal["round-robin", "first"]
 AccessLogFormat: TypeAlias = Literal["json", "tcplog"]
 

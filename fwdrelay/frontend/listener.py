@@ -109,6 +109,11 @@ class Listener(ServerFactory):
             )
 
     def _bind(self, description: str) -> IListeningPort:
+        if description.startswith("systemd:") and not os.environ.get("LISTEN_FDS"):
+            raise CannotListen(
+                f"cannot listen on {description}: systemd has handed over no sockets; is"
+                " fwdrelay.socket started?"
+            )
         try:
             bound: list[IListeningPort | Failure] = []
             serverFromString(self._pump, description).listen(self).addBoth(bound.append)
@@ -121,7 +126,11 @@ class Listener(ServerFactory):
             system = failed.socketError
             why = getattr(system, "strerror", None) or str(system)
             raise CannotListen(f"cannot listen on {description}: {why}") from None
-        except (OSError, LookupError, ValueError, TypeError) as failed:
+        except LookupError:
+            raise CannotListen(
+                f"cannot listen on {description}: systemd has handed over no such socket"
+            ) from None
+        except (OSError, OverflowError, ValueError, TypeError) as failed:
             why = getattr(failed, "strerror", None) or str(failed) or type(failed).__name__
             raise CannotListen(f"cannot listen on {description}: {why}") from None
         return outcome

@@ -1,8 +1,8 @@
 """
 What the relay tells systemd: one datagram per word, as sd_notify(3) has it.
 
-Here lives the wire format and the socket. When to say what is the relay's business. Nothing here waits, and nothing
-here raises: a relay that cannot reach its service manager still relays.
+Here live the wire format and the socket. When to say what is the relay's business. Nothing here
+waits, and nothing here raises: a relay that cannot reach its service manager still relays.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ class Notifier:
     """
     One process's line to the service manager that started it; silent when there is none.
 
-    The socket is opened with the first word and closed by `close`; it is never inherited by child processes.
+    The socket is opened with the first word and closed by `close`; child processes never inherit it.
     """
 
     _address: str | None = None
-    """Where systemd listens, as `socket.sendto` wants it (abstract names begin with a NUL); None: nobody does."""
+    """Where systemd listens, as `socket.sendto` wants it (abstract names begin with a NUL).
+    None: nobody does."""
 
     watchdog_interval: float | None = None
-    """How often to call `watchdog`, in seconds: half of what systemd allows, as sd_watchdog_enabled(3) advises.
-    None: nobody waits for it."""
+    """How often to call `watchdog`, in seconds: half of what systemd allows, as
+    sd_watchdog_enabled(3) advises. None: nobody waits for it."""
 
     _socket: socket.socket | None = attrs.field(default=None, init=False)
     _complained: bool = attrs.field(default=False, init=False)
@@ -40,7 +41,7 @@ class Notifier:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Notifier:
         """
-        Read `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`, changing none of them (see `forget`).
+        Read `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`, and leave them (see `forget`).
 
         What is missing, malformed or meant for another process counts as absent.
         """
@@ -57,8 +58,8 @@ class Notifier:
         """
         A reload has begun; `ready` ends it.
 
-        `MONOTONIC_USEC` is what `Type=notify-reload` (systemd 253) needs to match the reload to its signal. Elsewhere
-        it is ignored.
+        `MONOTONIC_USEC` is what `Type=notify-reload` (systemd 253) needs to match the reload to its
+        signal. Elsewhere it is ignored.
         """
         self._send(
             "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
@@ -73,7 +74,11 @@ class Notifier:
         self._send(_status(text))
 
     def watchdog(self) -> None:
-        """Still alive. Said at least every `watchdog_interval`, by what would fall silent if the process hung."""
+        """
+        Still alive.
+
+        Said at least every `watchdog_interval`, by what would fall silent if the process hung.
+        """
         self._send("WATCHDOG=1")
 
     def close(self) -> None:
@@ -93,7 +98,7 @@ class Notifier:
                 )
             self._socket.sendto(message, self._address)
         except OSError as error:
-            # Once per outage: what is said every few seconds would fill the log while systemd is away.
+            # Once per outage: what is said every few seconds would fill the log meanwhile.
             if not self._complained:
                 self._log.warn(
                     "cannot tell systemd {word!r}: {address}: {reason}",
@@ -107,13 +112,16 @@ class Notifier:
 
 
 def forget(environ: MutableMapping[str, str]) -> None:
-    """Remove what `Notifier.from_environment` reads, so that child processes do not speak in this one's name."""
+    """
+    Remove what `Notifier.from_environment` reads, so that child processes do not speak in this
+    one's name.
+    """
     for variable in _VARIABLES:
         environ.pop(variable, None)
 
 
 def _socket_address(value: str) -> str | None:
-    """An absolute path or `@name`. Other families, such as `vsock:`, are for virtual machines, not for services."""
+    """An absolute path or `@name`; other families, such as `vsock:`, are for virtual machines."""
     if value.startswith("@") and len(value) > 1:
         return "\0" + value[1:]
     return value if value.startswith("/") else None
@@ -123,7 +131,7 @@ def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
     allowed = _positive(environ.get("WATCHDOG_USEC", ""))
     if allowed is None:
         return None
-    # systemd names the process it waits for; a child that inherited the environment is not that one.
+    # systemd names the process it waits for; a child that inherited the environment is not it.
     if "WATCHDOG_PID" in environ and _positive(environ["WATCHDOG_PID"]) != os.getpid():
         return None
     return allowed / 1e6 / 2

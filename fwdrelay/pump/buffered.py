@@ -8,6 +8,7 @@ The mixin here mends what stock transports lose (each is a scenario in `tests/sc
 
  - a failed write closes at once and drops what the peer had sent before (rule 14);
  - after a failed write has used up the socket's error, recv(2) tells a false, clean end;
+ - a hang-up that was polled before the transport was resumed is taken for a clean end, unread bytes or not;
  - losing a consumer closes its producer with a FIN, as if all were well;
  - the cause of a loss (errno) is dropped;
  - a paused transport does not see its peer's reset (Twisted #11168).
@@ -54,6 +55,7 @@ class _Stream(tcp.Connection):
     received = 0
     heard = 0.0
     _paused = False
+    _at_end = False
     _read_ended = False
     _reset: BaseException | None = None
 
@@ -89,9 +91,12 @@ class _Stream(tcp.Connection):
             self.heard = self.reactor.seconds()
             self.protocol.dataReceived(data)
             return None
+        self._at_end = True
         return self._reset or main.CONNECTION_DONE
 
     def writeSomeData(self, data: bytes) -> Any:
+        if not data:  # only an end to pass on; send(2) would fail where a Unix peer has closed
+            return 0
         try:
             return self.socket.send(data)
         except (BlockingIOError, InterruptedError):
@@ -100,6 +105,12 @@ class _Stream(tcp.Connection):
             return failed
 
     def readConnectionLost(self, reason: Failure) -> None:
+        if not self._at_end:
+            # The reactor took a hang-up for the end: it reads now, but didn't when it asked for
+            # events, so what there is to read wasn't among them.
+            if not self._paused:
+                self.startReading()
+            return
         self._read_ended = True
         super().readConnectionLost(reason)
 
@@ -113,6 +124,9 @@ class _Stream(tcp.Connection):
         The connection is over; but when its peer reset it, what the peer had sent before is still
         in the kernel. It is read first, at the pace of whoever takes it.
         """
+        if self._only_hung_up(reason):
+            self.doWrite()
+            return
         if self.connected and not self._aborting and not reason.check(error.ConnectionDone):
             if self._reset is None:
                 self._reset = reason.value
@@ -127,6 +141,22 @@ class _Stream(tcp.Connection):
         if hasattr(self, "socket"):
             self.deaths.discard(self)
         super().connectionLost(reason)
+
+    def _only_hung_up(self, reason: Failure) -> bool:
+        """
+        Whether a Unix peer has closed while nothing but the other side's end was left to give it.
+        epoll(7) says EPOLLHUP then, which Twisted takes for a loss if it is about to write only.
+        """
+        return bool(
+            reason.check(error.ConnectionLost)
+            and self.connected
+            and not self._aborting
+            and self._writeDisconnecting
+            and not self._writeDisconnected
+            and self.socket.family == socket.AF_UNIX
+            and not self.unsent()
+            and not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        )
 
     def _was_aborted(self) -> bool:
         return self._aborting
@@ -214,6 +244,9 @@ class BufferedPump:
         self.deaths: DeathWatch | NoDeathWatch
         self.deaths = DeathWatch(reactor) if hasattr(select, "epoll") else NoDeathWatch()
         self.callLater = reactor.callLater
+
+    def stop(self) -> None:
+        """Nothing is kept."""
 
     def listenTCP(
         self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""

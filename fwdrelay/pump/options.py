@@ -10,7 +10,7 @@ from ..config import KeepAlive
 _PROBES = 4
 
 
-def set_options(sock: socket.socket, keepalive: KeepAlive) -> None:
+def set_options(sock: socket.SocketType, keepalive: KeepAlive) -> None:
     """
     Set them on `sock`; on a listening socket they are inherited by those accepted from it.
     """

@@ -51,7 +51,7 @@ class _PatientPort(tcp.Port):
         """Accept a batch of connections; what goes wrong with one never reaches the next."""
         for _ in range(_BATCH):
             try:
-                accepted, address = self.socket.accept()
+                self._accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -64,14 +64,20 @@ class _PatientPort(tcp.Port):
             if self._pause != FIRST_PAUSE:
                 self._pause = FIRST_PAUSE
                 self.log.info("Accepting again on {address}.", address=self.getHost())
-            assert self.factory is not None
-            protocol = self.factory.buildProtocol(address)
-            assert protocol is not None
-            self.sessionno += 1
-            transport = self.transport(
-                accepted, protocol, address, self, self.sessionno, self.reactor
-            )
-            protocol.makeConnection(transport)
+
+    def _accept(self) -> None:
+        """
+        Accept one connection and make its transport.
+
+        @raise OSError: of accept(2); BlockingIOError where nobody waits.
+        """
+        accepted, address = self.socket.accept()
+        assert self.factory is not None
+        protocol = self.factory.buildProtocol(address)
+        assert protocol is not None
+        self.sessionno += 1
+        transport = self.transport(accepted, protocol, address, self, self.sessionno, self.reactor)
+        protocol.makeConnection(transport)
 
     def _accept_later(self, error: OSError) -> None:
         if self._pause == FIRST_PAUSE:

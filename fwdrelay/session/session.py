@@ -182,10 +182,8 @@ class Session:
             self._close(Input.DELIVERED, self.reason)
             return
         side.transport.unregisterProducer()
-        if from_client:
-            other.transport.pauseProducing()
-        else:
-            other.discard_bytes()
+        # Not paused: one that blocks on its writes would never read what there is for it.
+        other.discard_bytes()
         self._wait()
 
     def side_gone(self, side: Side) -> None:
@@ -201,7 +199,6 @@ class Session:
             self.end_delivered()
             return
         other.transport.unregisterProducer()
-        other.transport.pauseProducing()
         self._settle(other, _FIRST_LOOK)
 
     def _settle(self, side: Side, wait: float) -> None:

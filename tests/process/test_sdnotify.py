@@ -8,10 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent, capturedLogs
 
 from fwdrelay.process.sdnotify import Notifier, forget
-from tests.case import SynchronousTestCase
+from tests.case import SynchronousTestCase, open_descriptors
 
 
 class NotifierTests(SynchronousTestCase):
@@ -22,12 +22,10 @@ class NotifierTests(SynchronousTestCase):
         self.addCleanup(directory.cleanup)
         self.path = str(Path(directory.name) / "notify")
         self.systemd = self.listen(self.path)
-        self.logged: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.logged.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.logged = self.enterContext(capturedLogs())
 
     def listen(self, address: str) -> socket.socket:
-        """A socket as systemd has it. Reads do not wait: the kernel delivers before the sender goes on."""
+        """A socket as systemd has it. Reads do not wait: what was sent has arrived."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.addCleanup(listening.close)
         listening.bind(address)
@@ -110,14 +108,14 @@ class NotifierTests(SynchronousTestCase):
             {"WATCHDOG_USEC": "2000000"},
         ):
             notifier = Notifier.from_environment(environ)
-            descriptors = os.listdir("/proc/self/fd")
+            descriptors = open_descriptors()
             notifier.ready("up")
             notifier.reloading()
             notifier.status("fine")
             notifier.watchdog()
             notifier.stopping("down")
             self.assertIsNone(notifier.watchdog_interval)
-            self.assertEqual(os.listdir("/proc/self/fd"), descriptors)
+            self.assertEqual(open_descriptors(), descriptors)
             notifier.close()
         self.assert_nothing_heard()
         self.assertEqual(self.complaints(), [])
@@ -152,7 +150,7 @@ class NotifierTests(SynchronousTestCase):
 
     def test_a_socket_that_is_gone_is_logged_once_and_does_not_raise(self) -> None:
         notifier = self.notifier()
-        os.unlink(self.path)
+        Path(self.path).unlink()
         notifier.ready("up")
         notifier.watchdog()
         (complaint,) = self.complaints()
@@ -162,7 +160,7 @@ class NotifierTests(SynchronousTestCase):
 
     def test_a_socket_that_is_full_is_logged_once_and_does_not_block(self) -> None:
         notifier = self.notifier()
-        # The kernel queues net.unix.max_dgram_qlen datagrams, and no more than the sender's buffer holds.
+        # The kernel queues net.unix.max_dgram_qlen datagrams, within the sender's buffer.
         while not self.complaints():
             notifier.status("x" * 8192)
         notifier.status("still full")
@@ -171,7 +169,7 @@ class NotifierTests(SynchronousTestCase):
     def test_a_second_outage_is_logged_again(self) -> None:
         notifier = self.notifier()
         for _ in range(2):
-            os.unlink(self.path)
+            Path(self.path).unlink()
             notifier.watchdog()
             self.systemd = self.listen(self.path)
             notifier.watchdog()
@@ -188,13 +186,13 @@ class NotifierTests(SynchronousTestCase):
         self.assertEqual(len(self.complaints()), 1)
 
     def test_close_leaves_no_descriptor_and_may_be_repeated(self) -> None:
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         notifier = self.notifier()
         notifier.watchdog()
-        self.assertNotEqual(os.listdir("/proc/self/fd"), before)
+        self.assertNotEqual(open_descriptors(), before)
         notifier.close()
         notifier.close()
-        self.assertEqual(os.listdir("/proc/self/fd"), before)
+        self.assertEqual(open_descriptors(), before)
 
     def test_a_word_after_close_is_still_said(self) -> None:
         notifier = self.notifier()

@@ -21,35 +21,58 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PATIENCE = 30.0
-_TWISTD = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
+PATIENCE = float(os.environ.get("P", 30))
+TWISTD = (
+    sys.executable,
+    "-W",
+    "error::ResourceWarning",
+    "-c",
+    "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()",
+)
 _LISTENS = re.compile(r"listens on (\S+) for pool")
 # Twisted keeps a descriptor in reserve against EMFILE and never closes it.
 _TWISTED_S_RESERVE = re.compile(
     r"Exception ignored in: <_io.FileIO name='/dev/null'.*\nResourceWarning: unclosed file .*'/dev/null'.*"
 )
-_TROUBLE = re.compile(r"Traceback|Unhandled|ResourceWarning|never awaited|IllegalTransition|#critical")
+TROUBLE = re.compile(
+    r"Traceback|Unhandled|ResourceWarning|never awaited|IllegalTransition|#critical"
+)
 
 
 class RelayProcess:
     """
     `twistd -n fwdrelay OPTIONS`, listening on a free port of 127.0.0.1 unless the options say otherwise.
 
+    @param within: a command that becomes the relay, such as `unshare -m …`.
     @ivar addresses: what it listens on, in order: `(host, port)`, or a path for Unix.
     @ivar lines: all it has printed so far.
+    @ivar at_rest: how many descriptors it has open while no session is.
     """
 
-    def __init__(self, *options: str, listen: bool = True, environ: dict[str, str] | None = None,
-                 preexec: Callable[[], None] | None = None, pass_fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        *options: str,
+        listen: bool = True,
+        environ: dict[str, str] | None = None,
+        preexec: Callable[[], None] | None = None,
+        pass_fds: tuple[int, ...] = (),
+        within: tuple[str, ...] = (),
+    ) -> None:
         if listen:
             options = ("--port", "0", "--interface", "127.0.0.1", *options)
         self.lines: list[str] = []
         self._grown = threading.Condition()
+        self._unheld = threading.Event()
+        self._unheld.set()
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error::ResourceWarning", "-c", _TWISTD, "-n", "--pidfile=", "fwdrelay", *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [*within, *TWISTD, "-n", "--pidfile=", "fwdrelay", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
-            preexec_fn=preexec, pass_fds=pass_fds,
+            preexec_fn=preexec,
+            pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -60,17 +83,28 @@ class RelayProcess:
             self.kill()
             raise
         self.addresses = [_address(m[1]) for line in self.lines if (m := _LISTENS.search(line))]
+        self.at_rest = self.descriptors()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout:
             for line in self.process.stdout:
+                self._unheld.wait()
                 with self._grown:
                     self.lines.append(line.rstrip("\n"))
                     self._grown.notify_all()
         with self._grown:
             self.lines.append("(its output ended)")
             self._grown.notify_all()
+
+    @contextmanager
+    def output_unread(self) -> Iterator[None]:
+        """Read none of its output for the time of a `with` block."""
+        self._unheld.clear()
+        try:
+            yield
+        finally:
+            self._unheld.set()
 
     @property
     def port(self) -> int:
@@ -94,18 +128,28 @@ class RelayProcess:
                         return line
                 left = deadline - time.monotonic()
                 if left <= 0 or (self.lines and self.lines[-1] == "(its output ended)"):
-                    raise AssertionError("not printed; the relay printed:\n" + "\n".join(self.lines))
+                    raise AssertionError(
+                        "not printed; the relay printed:\n" + "\n".join(self.lines)
+                    )
                 self._grown.wait(left)
 
     def ended(self, count: int = 1) -> list[dict[str, Any]]:
         """
         @return: the access log's entries (JSON) as soon as there are `count` or more.
         """
-        def entries() -> list[dict[str, Any]]:
-            return [json.loads(line) for line in self.lines if line.startswith("{")]
-
-        self.wait_for(lambda _: len(entries()) >= count)
-        return entries()
+        entries: list[dict[str, Any]] = []
+        looked_at = 0
+        deadline = time.monotonic() + PATIENCE
+        while len(entries) < count:
+            with self._grown:
+                while len(self.lines) == looked_at:
+                    if not self._grown.wait(deadline - time.monotonic()):
+                        raise AssertionError(f"{len(entries)} of {count} sessions ended")
+                new, looked_at = self.lines[looked_at:], len(self.lines)
+            entries += [json.loads(line) for line in new if line.startswith("{")]
+            if new[-1] == "(its output ended)" and len(entries) < count:
+                raise AssertionError(f"{len(entries)} of {count} sessions ended")
+        return entries
 
     def connect(self, **options: Any) -> socket.socket:
         """
@@ -119,7 +163,10 @@ class RelayProcess:
 
     def wait_for_descriptors(self, most: int) -> None:
         """Wait until it has at most that many open."""
-        wait_until(lambda: self.descriptors() <= most, lambda: f"{self.descriptors()} descriptors, wanted {most}")
+        wait_until(
+            lambda: self.descriptors() <= most,
+            lambda: f"{self.descriptors()} descriptors, wanted {most}",
+        )
 
     def memory(self) -> int:
         """Its resident memory, in bytes."""
@@ -134,6 +181,7 @@ class RelayProcess:
         if self._stopped:
             return
         self._stopped = True
+        self._unheld.set()
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -143,12 +191,13 @@ class RelayProcess:
             raise AssertionError("did not stop; it printed:\n" + "\n".join(self.lines)) from None
         self._reader.join()
         output = _TWISTED_S_RESERVE.sub("", "\n".join(self.lines))
-        if self.process.returncode != status or _TROUBLE.search(output):
+        if self.process.returncode != status or TROUBLE.search(output):
             raise AssertionError(f"ended with {self.process.returncode}; it printed:\n{output}")
 
     def kill(self) -> None:
         """SIGKILL, for cleaning up."""
         self._stopped = True
+        self._unheld.set()
         self.process.kill()
         self.process.wait()
         self._reader.join()
@@ -179,7 +228,13 @@ def connect(address: tuple[str, int] | str, *, receive_buffer: int = 0) -> socke
     """
     @param receive_buffer: bytes of SO_RCVBUF, for a reader that takes little; 0: the system's.
     """
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    family = (
+        socket.AF_UNIX
+        if isinstance(address, str)
+        else socket.AF_INET6
+        if ":" in address[0]
+        else socket.AF_INET
+    )
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.settimeout(PATIENCE)
     if receive_buffer:
@@ -191,12 +246,15 @@ def connect(address: tuple[str, int] | str, *, receive_buffer: int = 0) -> socke
 class Upstream:
     """A listening socket that a scenario accepts from itself; `target` is its specification for --target."""
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, path: str = "", *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.socket = socket.socket(socket.AF_UNIX if path else socket.AF_INET, socket.SOCK_STREAM)
         self.socket.settimeout(PATIENCE)
-        self.socket.bind(path or ("127.0.0.1", 0))
+        self.socket.bind(path or (host, port))
         self.socket.listen(1024)
-        self.target = f"unix:{path}" if path else f"127.0.0.1:{self.socket.getsockname()[1]}"
+        if path:
+            self.target = f"unix:{path}" if path[0] != "\0" else f"unix:@{path[1:]}"
+        else:
+            self.target = f"{host}:{self.socket.getsockname()[1]}"
 
     def accept(self) -> socket.socket:
         """
@@ -229,6 +287,17 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(chunks)
 
 
+def read_until_reset(sock: socket.socket) -> bytes:
+    """All bytes up to the peer's reset; a clean end is an error."""
+    chunks = []
+    try:
+        while chunk := sock.recv(1 << 18):
+            chunks.append(chunk)
+    except ConnectionResetError:
+        return b"".join(chunks)
+    raise AssertionError("ended cleanly, and should have been reset")
+
+
 def read_exactly(sock: socket.socket, count: int) -> bytes:
     """That many bytes."""
     data = bytearray()
@@ -246,7 +315,9 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def wait_until(true: Callable[[], bool], explain: Callable[[], str] = lambda: "it never came true") -> None:
+def wait_until(
+    true: Callable[[], bool], explain: Callable[[], str] = lambda: "it never came true"
+) -> None:
     """Poll for what can't be awaited, such as another process's state."""
     deadline = time.monotonic() + PATIENCE
     while not true():

@@ -1,0 +1,288 @@
+"""
+The spliced pump: the kernel moves the bytes (Linux).
+
+Its transports (`fwdrelay.pump.stream`) live in an epoll set of their own (`fwdrelay.pump.loop`). Here
+are the ports that accept them and the connectors that dial them, as lean as a session's set-up wants
+them: no timer for a dial, no log line for a factory, an address made only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from typing import Any
+
+from twisted.internet import address, error
+from twisted.internet.interfaces import (
+    IAddress,
+    IConnector,
+    IDelayedCall,
+    IListeningPort,
+    IProtocolFactory,
+)
+from twisted.internet.protocol import ClientFactory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..config import KeepAlive
+from ..deadlines import Deadlines
+from ..interfaces import IPump
+from .loop import EDGE, READ, Loop
+from .options import set_options
+from .pipes import Pipes
+from .port import TCPPort, UNIXPort, _PatientPort
+from .stream import Stream
+
+
+class _LoopPort(_PatientPort):
+    """A port in the loop's table, whose connections are streams."""
+
+    pump: SplicedPump
+    _listening_fd = -1
+
+    def startReading(self) -> None:
+        if self._listening_fd < 0:
+            self._listening_fd = self.socket.fileno()
+            self.pump.loop.add(self._listening_fd, self, select.EPOLLIN)
+
+    def stopReading(self) -> None:
+        if self._listening_fd >= 0:
+            fd, self._listening_fd = self._listening_fd, -1
+            self.pump.loop.remove(fd)
+
+    def ready(self, events: int) -> None:
+        """Somebody waits to be accepted."""
+        self.doRead()
+
+    def go_on(self) -> None:
+        """Never asked for."""
+
+    def failed(self) -> None:
+        """Go on with the next connection."""
+
+    def _accept(self) -> None:
+        # socket.accept() would make two Python objects and ask the system two things more.
+        fd, peer = self.socket._accept()  # type: ignore[union-attr]
+        os.set_blocking(fd, False)
+        listening = self.socket
+        sock = socket.SocketType(listening.family, listening.type, listening.proto, fd)
+        assert self.factory is not None
+        protocol = self.factory.buildProtocol(peer)
+        pump = self.pump
+        stream = Stream(pump.loop, pump.pipes, sock, fd, protocol, peer)
+        pump.loop.add(fd, stream, READ | EDGE)
+        assert protocol is not None
+        protocol.makeConnection(stream)
+
+
+class _LoopTCPPort(_LoopPort, TCPPort):
+    """A listening TCP socket."""
+
+
+class _LoopUNIXPort(_LoopPort, UNIXPort):
+    """A listening Unix socket."""
+
+
+@implementer(IConnector)
+class Connecting:
+    """
+    One attempt to connect.
+
+    @ivar transport: the stream, once connected.
+    """
+
+    __slots__ = ("_address", "_bind", "_factory", "_fd", "_pump", "_socket", "bucket", "transport")
+
+    def __init__(
+        self, pump: SplicedPump, factory: ClientFactory[Any], to: Any, bind: Any, timeout: float
+    ) -> None:
+        self._pump = pump
+        self._factory = factory
+        self._address = to
+        self._bind = bind
+        self._fd = -1
+        self._socket: socket.SocketType | None = None
+        self.bucket: set[Any] | None = None
+        self.transport: Stream | None = None
+        self.connect()
+        if self._fd >= 0 and timeout:
+            pump.deadlines.set(self, pump.reactor.seconds() + timeout)
+
+    def connect(self) -> None:
+        """Begin."""
+        to = self._address
+        family = (
+            socket.AF_UNIX
+            if not isinstance(to, tuple)
+            else socket.AF_INET6
+            if ":" in to[0]
+            else socket.AF_INET
+        )
+        loop = self._pump.loop
+        sock = None
+        try:
+            sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            set_options(sock, self._pump.keepalive)
+            if self._bind is not None:
+                sock.bind(self._bind)
+            number = sock.connect_ex(to)
+        except OSError as failed:
+            number = failed.errno or errno.EINVAL
+        if number not in (0, errno.EINPROGRESS):
+            if sock is not None:
+                sock.close()
+            loop.call_later(self._fail, (_connect_error(number),))
+            return
+        assert sock is not None
+        self._socket = sock
+        self._fd = sock.fileno()
+        # A Unix socket connects at once, and is then writable: the first event says so.
+        loop.add(self._fd, self, READ | select.EPOLLOUT | EDGE)
+
+    def ready(self, events: int) -> None:
+        """Connected, or not."""
+        assert self._socket is not None
+        if events & (select.EPOLLERR | select.EPOLLHUP):
+            number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                self._give_up(_connect_error(number))
+                return
+        if not events & select.EPOLLOUT:
+            return
+        pump = self._pump
+        pump.deadlines.discard(self)
+        protocol = self._factory.buildProtocol(self._address)
+        fd, self._fd = self._fd, -1
+        stream = Stream(pump.loop, pump.pipes, self._socket, fd, protocol, self._address)
+        stream.watched = True
+        pump.loop.replace(fd, stream)
+        self.transport = stream
+        self._socket = None
+        assert protocol is not None
+        protocol.makeConnection(stream)
+        if events & ~select.EPOLLOUT and stream.fd >= 0:
+            stream.ready(events & ~select.EPOLLOUT)
+
+    def go_on(self) -> None:
+        """Never asked for."""
+
+    def failed(self) -> None:
+        """An exception while connecting, not of the peer's making."""
+        if self._fd >= 0:
+            self._give_up(error.ConnectError(string="internal error"))
+
+    def overdue(self, now: float) -> None:
+        """The attempt's time is up."""
+        self._give_up(error.TimeoutError())
+
+    def _give_up(self, reason: Exception) -> None:
+        self.stopConnecting()
+        self._fail(reason)
+
+    def _fail(self, reason: Exception) -> None:
+        self._factory.clientConnectionFailed(self, Failure(reason))
+
+    def stopConnecting(self) -> None:
+        """Close the attempt's socket; nobody is told."""
+        self._pump.deadlines.discard(self)
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._pump.loop.close(fd, self._socket)
+            self._socket = None
+
+    def disconnect(self) -> None:
+        """Give up, or close what was connected."""
+        if self.transport is not None:
+            self.transport.loseConnection()
+        else:
+            self.stopConnecting()
+
+    def getDestination(self) -> IAddress:
+        """Where to."""
+        to = self._address
+        if not isinstance(to, tuple):
+            return address.UNIXAddress(to)
+        kind = address.IPv6Address if ":" in to[0] else address.IPv4Address
+        return kind("TCP", *to[:2])
+
+
+def _connect_error(number: int) -> Exception:
+    failed: Exception = error.getConnectError((number, os.strerror(number)))
+    return failed
+
+
+@implementer(IPump)
+class SplicedPump:
+    """
+    @ivar loop: serves all its sockets.
+    @ivar deadlines: of the dials under way.
+    """
+
+    def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
+        self.reactor = reactor
+        self.keepalive = keepalive
+        self.loop = Loop(reactor)
+        self.pipes = Pipes(reactor)
+        self.deadlines = Deadlines(reactor)
+
+    def callLater(self, delay: float, call: Any, *arguments: Any) -> IDelayedCall:
+        if delay:
+            later: IDelayedCall = self.reactor.callLater(delay, call, *arguments)
+            return later
+        return self.loop.call_later(call, arguments)  # type: ignore[return-value]
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        return self._listening(_LoopTCPPort(port, factory, backlog, interface, self.reactor))
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> IListeningPort:
+        path = os.fsencode(address)
+        return self._listening(_LoopUNIXPort(path, factory, backlog, mode, self.reactor, wantPID))
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> IListeningPort:
+        port: _LoopTCPPort | _LoopUNIXPort
+        if addressFamily == socket.AF_UNIX:
+            port = _LoopUNIXPort._fromListeningDescriptor(self.reactor, fileDescriptor, factory)
+        else:
+            port = _LoopTCPPort._fromListeningDescriptor(
+                self.reactor, fileDescriptor, addressFamily, factory
+            )
+        return self._listening(port)
+
+    def _listening(self, port: _LoopTCPPort | _LoopUNIXPort) -> IListeningPort:
+        port.pump = self
+        port.startListening()
+        set_options(port.socket, self.keepalive)
+        return port
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: ClientFactory[Any],
+        timeout: float = 30,
+        bindAddress: tuple[str, int] | None = None,
+    ) -> IConnector:
+        return Connecting(self, factory, (host, port), bindAddress, timeout)
+
+    def connectUNIX(
+        self, address: str, factory: ClientFactory[Any], timeout: float = 30, checkPID: bool = False
+    ) -> IConnector:
+        return Connecting(self, factory, address, None, timeout)
+
+    def stop(self) -> None:
+        """Give back what is kept for use: no stream is left."""
+        self.deadlines.stop()
+        self.pipes.close()

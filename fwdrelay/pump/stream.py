@@ -1,0 +1,544 @@
+"""
+The spliced pump's transport: a connected socket in the loop's table.
+
+It is an ordinary Twisted transport, with one thing more. When two of them are registered with each
+other as producer and consumer they are *fused*: bytes go from socket to socket and no protocol sees
+them, a small read through one buffer that all streams share, a large one by splice(2) through a pipe.
+Pausing, resuming and unregistering keep their meaning; unregistered, a stream's bytes go to its
+protocol again.
+
+What waits to be written belongs to the stream it is written to: a remainder in memory, or what a pipe
+holds. While there is any, the stream is *blocked* and its producer isn't read, so what a flow holds is
+bounded by one pipe or one buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet import main
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..interfaces import IStream
+from .loop import EDGE, READ, Loop
+from .pipes import Pipe, Pipes
+
+_SIZE = 1 << 16
+_BUFFER = bytearray(_SIZE)
+_VIEW = memoryview(_BUFFER)
+# How often one flow is moved on before the others have their turn.
+_ROUNDS = 16
+_SPLICED_AT_ONCE = 1 << 20
+# A flow whose splices bring less than this is better off with reads.
+_CALM = 1 << 14
+_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
+_RESET = struct.pack("ii", 1, 0)
+_INT = struct.Struct("i")
+_GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_DONE = Failure(main.CONNECTION_DONE)
+_ABORTED = Failure(ConnectionAborted())
+
+
+@implementer(IStream)
+class Stream:
+    """
+    A connected, non-blocking socket that is (or is about to be) in the loop's table.
+
+    @ivar received: bytes read from the peer.
+    @ivar heard: when the last of them was read.
+    @ivar sink: the stream this one is fused to: its bytes go there.
+    @ivar producer: who feeds this stream.
+    @ivar unread: there may be something to read; edge-triggered, so this is what is known of it.
+    @ivar hung: the peer has ended or reset; a short read proves nothing, the end is still to be read.
+    @ivar reset: what broke the connection.
+    @ivar pending: bytes that wait to be written, after those in `pipe`.
+    @ivar pipe: the pipe on loan to the flow into this stream.
+    @ivar blocked: the socket takes no more; `pending` or `pipe` hold something.
+    @ivar watched: writability is watched for, too.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_bulk",
+        "_disconnecting",
+        "_finished",
+        "_finishing",
+        "_loop",
+        "_peer",
+        "_pipes",
+        "_producer_paused",
+        "_queued",
+        "_streaming",
+        "blocked",
+        "ended",
+        "fd",
+        "heard",
+        "hung",
+        "paused",
+        "pending",
+        "pipe",
+        "producer",
+        "protocol",
+        "received",
+        "reset",
+        "sink",
+        "socket",
+        "unread",
+        "watched",
+    )
+
+    def __init__(
+        self, loop: Loop, pipes: Pipes, sock: socket.SocketType, fd: int, protocol: Any, peer: Any
+    ) -> None:
+        self._loop = loop
+        self._pipes = pipes
+        self.socket = sock
+        self.fd = fd
+        self.protocol = protocol
+        self._peer = peer
+        self.received = 0
+        self.heard = 0.0
+        self.sink: Stream | None = None
+        self.producer: Any = None
+        self.reset: BaseException | None = None
+        self.pending: bytearray | None = None
+        self.pipe: Pipe | None = None
+        self.unread = self.hung = self.ended = self.paused = False
+        self.blocked = self.watched = False
+        self._bulk = self._queued = False
+        self._streaming = self._producer_paused = False
+        self._finishing = self._finished = self._disconnecting = False
+
+    # What the loop says.
+
+    def ready(self, events: int) -> None:
+        """epoll has news: of bytes to read, of room to write, of the end."""
+        if events & _GONE:
+            self.hung = True
+            if events & select.EPOLLERR:
+                self._ask_error()
+                if self.fd < 0:
+                    return
+        if self.blocked and events & select.EPOLLOUT:
+            self._flush()
+        if events & _READABLE and not self.ended:
+            self.unread = True
+            if not self.paused and self.fd >= 0:
+                self.pull()
+
+    def go_on(self) -> None:
+        """The other flows have had their turn."""
+        self._queued = False
+        if self.unread and not self.paused and self.fd >= 0:
+            self.pull()
+
+    def failed(self) -> None:
+        """An exception, not of the peer's making: nothing is certain any more."""
+        self.abortConnection()
+
+    def _go_on_later(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._loop.later(self)
+
+    # Reading.
+
+    def pull(self) -> None:
+        """Move what there is to read on, as far as it is taken and for as long as is fair."""
+        sink = self.sink
+        if sink is None:
+            self._deliver()
+            return
+        if sink.blocked:
+            return
+        if self._bulk:
+            self._splice(sink)
+            return
+        receive = self.socket.recv_into
+        for _ in range(_ROUNDS):
+            try:
+                count = receive(_BUFFER)
+            except BlockingIOError:
+                self.unread = False
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            if not count:
+                self._end()
+                return
+            self.received += count
+            self.heard = self._loop.now
+            try:
+                sent = sink.socket.send(_VIEW[:count])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                sink.broken(error)
+                self._go_on_later()
+                return
+            if sent < count:
+                sink.pending = bytearray(_VIEW[sent:count])
+                sink._block()
+                return
+            if count == _SIZE:
+                self._bulk = True
+                self._splice(sink)
+                return
+            if not self.hung:
+                self.unread = False
+                return
+        self._go_on_later()
+
+    def _splice(self, sink: Stream) -> None:
+        """`pull` for a flow that fills buffers: socket to pipe to socket, in the kernel."""
+        pipe = sink.pipe
+        if pipe is None:
+            pipe = sink.pipe = self._pipes.borrow()
+            if pipe is None:  # then with the buffer, one fill a turn
+                self._bulk = False
+                self._go_on_later()
+                return
+        moved = 0
+        for _ in range(_ROUNDS):
+            try:
+                count = os.splice(self.fd, pipe.write_end, _SPLICED_AT_ONCE, flags=_FLAGS)
+            except BlockingIOError:
+                # A short splice does not prove that the socket is empty; this does.
+                self.unread = False
+                self._bulk = moved >= _CALM
+                sink._give_pipe_back()
+                return
+            except OSError as error:
+                sink._give_pipe_back()
+                self._lost(error)
+                return
+            if not count:
+                sink._give_pipe_back()
+                self._end()
+                return
+            moved += count
+            self.received += count
+            self.heard = self._loop.now
+            pipe.held = count
+            if not sink._drain_pipe():
+                if sink.reset is not None:
+                    self._go_on_later()
+                return
+        self._go_on_later()
+
+    def _deliver(self) -> None:
+        """`pull` for a stream that isn't fused: to its protocol."""
+        for _ in range(_ROUNDS):
+            try:
+                data = self.socket.recv(_SIZE)
+            except BlockingIOError:
+                self.unread = False
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            if not data:
+                self._end()
+                return
+            self.received += len(data)
+            self.heard = self._loop.now
+            self.protocol.dataReceived(data)
+            if self.fd < 0:
+                return
+            if len(data) < _SIZE and not self.hung:
+                self.unread = False
+                return
+            if self.paused or self.sink is not None:
+                break
+        self._go_on_later()
+
+    def _end(self) -> None:
+        """There is nothing more to read."""
+        self.unread = False
+        if self.reset is not None:  # the error was told before, to a write
+            self._lost(self.reset)
+            return
+        self.ended = True
+        self.protocol.readConnectionLost()
+
+    # The end by force.
+
+    def _ask_error(self) -> None:
+        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self.broken(OSError(number, os.strerror(number)))
+
+    def broken(self, error: BaseException) -> None:
+        """
+        The connection is broken, which was learnt otherwise than by reading: what the peer sent before
+        is still to be read.
+        """
+        self._break(error)
+        if self.fd < 0:
+            return
+        if self.ended:
+            self._lost(error)
+            return
+        self.hung = self.unread = True
+        if not self.paused:
+            self._go_on_later()
+
+    def _break(self, error: BaseException) -> None:
+        if self.reset is None:
+            self.reset = error
+            self._drop_outgoing()
+            self.protocol.connectionReset(error)
+
+    def _lost(self, error: BaseException) -> None:
+        """The connection is broken, and everything was read."""
+        self._break(error)
+        if self.fd >= 0:
+            self._close(Failure(error))
+
+    def _close(self, reason: Failure) -> None:
+        fd, self.fd = self.fd, -1
+        self._drop_outgoing()
+        producer, self.producer = self.producer, None
+        if isinstance(producer, Stream):
+            producer.sink = None
+        elif producer is not None:
+            producer.stopProducing()
+        if self.sink is not None:
+            self.sink.unregisterProducer()
+        self._loop.close(fd, self.socket)
+        protocol, self.protocol = self.protocol, None
+        protocol.connectionLost(reason)
+
+    def _drop_outgoing(self) -> None:
+        self.pending = None
+        self.blocked = False
+        self._give_pipe_back()
+
+    # Writing.
+
+    def _block(self) -> None:
+        self.blocked = True
+        if not self.watched:
+            self.watched = True
+            self._loop.change(self.fd, READ | select.EPOLLOUT | EDGE)
+
+    def _drain_pipe(self) -> bool:
+        """
+        @return: whether the pipe is empty now; if not, this stream is blocked or broken.
+        """
+        pipe = self.pipe
+        assert pipe is not None
+        while pipe.held:
+            try:
+                pipe.held -= os.splice(pipe.read_end, self.fd, pipe.held, flags=_FLAGS)
+            except BlockingIOError:
+                self._block()
+                return False
+            except OSError as error:
+                self.broken(error)
+                return False
+        return True
+
+    def _give_pipe_back(self) -> None:
+        pipe, self.pipe = self.pipe, None
+        if pipe is not None:
+            self._pipes.give_back(pipe)
+
+    def _flush(self) -> None:
+        """The socket takes bytes again: first those in the pipe, then the pending ones."""
+        if self.pipe is not None and self.pipe.held and not self._drain_pipe():
+            return
+        if self.pending is not None:
+            try:
+                sent = self.socket.send(self.pending)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.broken(error)
+                return
+            if sent < len(self.pending):
+                del self.pending[:sent]
+                return
+            self.pending = None
+        self.blocked = False
+        producer = self.producer
+        if isinstance(producer, Stream):
+            if producer.unread and not producer.paused:
+                producer.pull()
+            elif self.pipe is not None and not self.blocked:
+                self._give_pipe_back()
+        elif producer is not None:
+            if self._producer_paused or not self._streaming:
+                self._producer_paused = False
+                producer.resumeProducing()
+        else:
+            self._emptied()
+
+    def _emptied(self) -> None:
+        """All is written and nobody writes any more: do what waited for it."""
+        self._give_pipe_back()
+        if self._disconnecting:
+            self._close(_DONE)
+        elif self._finishing and not self._finished:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._finished = True
+        with contextlib.suppress(OSError):  # the peer is gone; reading will tell
+            self.socket.shutdown(socket.SHUT_WR)
+        protocol = IHalfCloseableProtocol(self.protocol, None)
+        if protocol is not None:
+            protocol.writeConnectionLost()
+
+    # ITransport, ITCPTransport.
+
+    def write(self, data: bytes) -> None:
+        if self.fd < 0 or self.reset is not None or self._finishing or not data:
+            return
+        if self.blocked:
+            if self.pending is None:
+                self.pending = bytearray()
+            self.pending += data
+        else:
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._loop.call_later(self._broken_later, (error,))
+                return
+            if sent == len(data):
+                return
+            self.pending = bytearray(memoryview(data)[sent:])
+            self._block()
+        producer = self.producer
+        if producer is not None and self._streaming and len(self.pending) > _SIZE:
+            self._producer_paused = True
+            producer.pauseProducing()
+
+    def _broken_later(self, error: OSError) -> None:
+        if self.fd >= 0:
+            self.broken(error)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def loseWriteConnection(self) -> None:
+        """End this direction once everything is written."""
+        self._finishing = True
+        if self.fd >= 0 and self.reset is None and not self.blocked and not self._finished:
+            self._finish()
+
+    def loseConnection(self) -> None:
+        """Close once everything is written."""
+        self._disconnecting = True
+        if self.fd >= 0 and not self.blocked:
+            self._close(_DONE)
+
+    def abortConnection(self) -> None:
+        """Close now, with RST."""
+        if self.fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._close(_ABORTED)
+
+    def unsent(self) -> int:
+        if self.fd < 0 or self.reset is not None:
+            return 0
+        ours = len(self.pending or b"") + (self.pipe.held if self.pipe is not None else 0)
+        if self.socket.family == socket.AF_UNIX:  # what left is in the peer's own queue
+            return ours
+        answer: int = _INT.unpack(fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+        return ours + answer
+
+    def getHost(self) -> Any:
+        return _address(self.socket.family, self.socket.getsockname())
+
+    def getPeer(self) -> Any:
+        return _address(self.socket.family, self._peer)
+
+    def getHandle(self) -> socket.SocketType:
+        """The socket, of the C type that Python's own wraps."""
+        return self.socket
+
+    def getTcpNoDelay(self) -> bool:
+        return bool(self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+
+    def getTcpKeepAlive(self) -> bool:
+        return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
+
+    # IPushProducer.
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        if self.unread and self.fd >= 0:
+            self._go_on_later()
+
+    def stopProducing(self) -> None:
+        """The consumer is gone. What becomes of this side is the session's to decide."""
+
+    # IConsumer.
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        if self.producer is not None:
+            raise RuntimeError(f"{self.producer!r} is registered already")
+        if self.fd < 0:
+            producer.stopProducing()
+            return
+        self.producer = producer
+        if streaming and isinstance(producer, Stream):
+            producer.sink = self
+            if producer.unread and not producer.paused:
+                producer._go_on_later()
+        else:
+            self._streaming = streaming
+            if not streaming:
+                producer.resumeProducing()
+
+    def unregisterProducer(self) -> None:
+        producer, self.producer = self.producer, None
+        self._streaming = self._producer_paused = False
+        if isinstance(producer, Stream):
+            producer.sink = None
+            producer._bulk = False
+            if producer.unread and not producer.paused and producer.fd >= 0:
+                producer._go_on_later()
+        if not self.blocked and self.fd >= 0:
+            self._emptied()
+
+
+_READABLE = select.EPOLLIN | _GONE
+
+
+def _address(family: int, name: Any) -> IPv4Address | IPv6Address | UNIXAddress:
+    """
+    @param name: as getpeername(2) gives it.
+    """
+    if family == socket.AF_UNIX:
+        return UNIXAddress(name or None)
+    if family == socket.AF_INET6:
+        return IPv6Address("TCP", *name[:2])
+    return IPv4Address("TCP", *name[:2])

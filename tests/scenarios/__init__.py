@@ -1,0 +1,1 @@
+"""The running program, driven over real sockets: one scenario a test, named after the behaviour."""
