@@ -14,7 +14,7 @@ metadata := setup.py pyproject.toml fwdrelay/_version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run venv dev test trial check format clean
+.PHONY: help run venv dev test trial check bench format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ check: $(VENV)/.dev ## lint, format, types, floors, and that pytest and trial fi
 	$(python) -m pytest -q -p no:randomly tests/test_floors.py
 	$(python) -m tests.agreement
 
+bench: $(VENV)/.bench ## measure against other relays, to build/bench.json and .png; ARGS go to it (see --help)
+	@mkdir -p build
+	$(python) -m bench --json build/bench.json --plot build/bench.png $(ARGS)
+
 format: $(VENV)/.dev ## put the code in its one format
 	$(bin)/ruff check --select I --fix .
 	$(bin)/ruff format .
@@ -51,7 +55,7 @@ format: $(VENV)/.dev ## put the code in its one format
 clean: ## remove what make and the tools made, VENV too
 	rm -rf $(VENV) build dist fwdrelay.egg-info .coverage .coverage.* \
 	  .mypy_cache .ruff_cache .hypothesis _trial_temp* twisted/plugins/dropin.cache
-	find fwdrelay tests twisted -name __pycache__ -prune -exec rm -rf {} +
+	find bench fwdrelay tests twisted -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment. Each stamp stands for what was installed as the metadata told when it was made.
 # A venv that failed half way leaves no stamp, and is made good the next time.
@@ -72,6 +76,11 @@ $(VENV)/.installed: $(VENV)/.made $(metadata)
 $(VENV)/.dev: $(VENV)/.installed $(metadata)
 	@echo "installing what tests and checks need in $(VENV)"
 	@$(pip) install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed $(metadata)
+	@echo "installing what the benchmark needs in $(VENV)"
+	@$(pip) install --quiet --editable '.[bench]'
 	@touch $@
 
 # Installing it on a machine: `make install DESTDIR= PREFIX=/usr/local`.

@@ -33,6 +33,9 @@ TEST = [
     "websockets>=14",  # real WebSockets through the relay
     "wheel",
 ]
+BENCH = [
+    "matplotlib",
+]
 CHECK = [
     "mypy",
     "mypy-zope",
@@ -60,7 +63,8 @@ setup(
     extras_require={
         "test": TEST,
         "check": CHECK,
-        "dev": TEST + CHECK,
+        "bench": BENCH,
+        "dev": TEST + CHECK + BENCH,
     },
     # The plugin file is installed beside Twisted's own plugins. No folder above it may get an
     # `__init__.py`: that would shadow Twisted.

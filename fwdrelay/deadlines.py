@@ -13,6 +13,8 @@ import heapq
 import math
 from typing import Any, Protocol
 
+from twisted.logger import Logger
+
 FINEST = 0.05
 
 
@@ -29,6 +31,8 @@ class Deadlines:
     """
     @param clock: `twisted.internet.interfaces.IReactorTime`.
     """
+
+    log = Logger()
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
@@ -75,9 +79,15 @@ class Deadlines:
         self._timer = None
         now = self._clock.seconds()
         while self._due and self._due[0] <= now:
-            for entry in self._buckets.pop(heapq.heappop(self._due)):
+            bucket = self._buckets.pop(heapq.heappop(self._due))
+            while bucket:  # whose end may be others' too, which discards them from this very set
+                entry = bucket.pop()
                 entry.bucket = None
-                again = entry.overdue(now)
+                try:
+                    again = entry.overdue(now)
+                except Exception:  # one entry's failure must not stop all deadlines
+                    self.log.failure("A deadline could not be dealt with")
+                    continue
                 if again is not None:
                     self.set(entry, again)
         # Empty buckets (their sessions ended) would only wake us for nothing.

@@ -18,6 +18,7 @@ from twisted.internet import error
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import ClientCreator, Protocol
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,6 +29,10 @@ from .upstream import Pool, Resolver, Target
 
 # RFC 8305, section 8: the recommended delay between attempts at the addresses of one name.
 ATTEMPT_DELAY = 0.25
+# Between attempts at a Unix socket whose queue is full.
+QUEUE_FULL_DELAY = 0.02
+# Of an attempt for which no time is left: a machine may stand still for longer than a time-out.
+_SHORTEST = 0.001
 CAUSES = ("refused", "unreachable", "timeout", "resolve", "no-resources", "no-target", "other")
 _CAUSE_OF_ERRNO = {
     errno.ECONNREFUSED: "refused",
@@ -109,7 +114,7 @@ class Dialer:
             share = None
             if timeout:
                 left = min(pool.retries + 1, len(pool.targets)) - len(tried) + 1
-                share = (deadline - self._reactor.seconds()) / max(left, 1)
+                share = max((deadline - self._reactor.seconds()) / max(left, 1), _SHORTEST)
             try:
                 protocol = await self._dial_target(target.config, share, build)
             except DialFailed as error:
@@ -137,19 +142,34 @@ class Dialer:
             if target.path:
                 # "@name" is how an abstract Unix address is written; the kernel wants a NUL there.
                 path = "\0" + target.path[1:] if target.path[0] == "@" else target.path
-                return await maybeDeferred(
-                    ClientCreator(self._pump, build).connectUNIX, path, timeout=share or 3600.0
-                )
+                return await self._connect_unix(path, share, build)
             resolving = self._resolver.resolve(target.host)
             if share is not None and not resolving.called:
                 resolving.addTimeout(share, self._reactor)
             addresses = await resolving
             if share is not None:
-                share = max(share - (self._reactor.seconds() - started), 0.001)
+                share = max(share - (self._reactor.seconds() - started), _SHORTEST)
             return await self._race(target, addresses, share, build)
         except (OSError, error.ConnectError, DeferredTimeout) as failed:
             self._resolver.forget(target.host)
             raise DialFailed(*_cause(failed)) from None
+
+    async def _connect_unix(self, path: str, share: float | None, build: Callable[[], P]) -> P:
+        """
+        Connect to a Unix socket. One whose queue is full says EAGAIN and has nothing to wait for
+        (unix(7)), so it is tried again and again.
+        """
+        creator = ClientCreator(self._pump, build)
+        started = self._reactor.seconds()
+        while True:
+            try:
+                return await maybeDeferred(creator.connectUNIX, path, timeout=share or 3600.0)
+            except error.ConnectError as failed:
+                if failed.osError != errno.EAGAIN:
+                    raise
+            await deferLater(self._reactor, QUEUE_FULL_DELAY)
+            if share is not None and self._reactor.seconds() >= started + share:
+                raise error.TimeoutError()
 
     def _race(
         self,

@@ -37,6 +37,9 @@ class IStream(ITCPTransport, IPushProducer, IConsumer):
     received = Attribute("How many bytes were read from the peer.")
     heard = Attribute("When the last of them was read, by the clock; 0: nothing yet.")
 
+    def unsent_here() -> int:
+        """How many bytes written to this transport wait in this process."""
+
     def unsent() -> int:
         """
         How many bytes written to this transport its peer has not acknowledged yet: those in this

@@ -23,7 +23,6 @@ from .dial import Dialer
 from .errors import FwdrelayError
 from .frontend import Listener
 from .observe.access_log import AccessLog
-from .observe.events import SessionEnded
 from .observe.sink import Sink
 from .process.sdnotify import Notifier
 from .pump import make_pump
@@ -132,7 +131,8 @@ class Relay(Service):
                 pool=pools[config.pool],
                 dialer=self._dialer,
                 deadlines=self._deadlines,
-                ended=self._session_ended,
+                tell=None if self._access_log is None else self._access_log.session_ended,
+                left=self._session_left,
                 all_active=lambda: self.active,
             )
 
@@ -166,10 +166,8 @@ class Relay(Service):
             self._told = text
             self._notifier.status(text)
 
-    def _session_ended(self, event: SessionEnded) -> None:
+    def _session_left(self) -> None:
         self._ended_count += 1
-        if self._access_log is not None:
-            self._access_log.session_ended(event)
         if self._drained is not None and not self.active:
             drained, self._drained = self._drained, None
             drained.callback(None)

@@ -16,12 +16,14 @@ from ..session.lifecycle import Reason
 class Admission:
     """
     @ivar active: how many sessions are in.
+    @ivar by_client: whether it matters who the client is.
     """
 
     def __init__(self, config: Admit) -> None:
         self._config = config
         self._of_client: dict[str, int] = {}
         self.active = 0
+        self.by_client = bool(config.allow or config.deny or config.sessions_per_client)
 
     def enter(self, client: str | None) -> Reason | None:
         """

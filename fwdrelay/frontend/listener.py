@@ -34,25 +34,40 @@ from .refusals import Refusals
 
 
 class ClientProtocol(Side):
-    """The client's side of a session."""
+    """The client's side of a session. Its addresses are worked out when they are asked for."""
 
     factory: Listener
-    host: str | None
-    local: str
-    address: str
+    _local: str | None = None
 
     def connectionMade(self) -> None:
         """Pause; let the client in or not; open a session, which dials and relays."""
         self.transport.pauseProducing()
-        peer = self.transport.getPeer()
-        self.host = client_host(peer)
-        self.address = address_text(peer)
-        self.local = address_text(self.transport.getHost())
         self.factory.open_session(self)
+
+    @property
+    def host(self) -> str | None:
+        """The client's IP address; None for one that came by a Unix socket."""
+        return client_host(self.transport.getPeer())
+
+    @property
+    def address(self) -> str:
+        """The client's address, as logs write it."""
+        return address_text(self.transport.getPeer())
+
+    @property
+    def local(self) -> str:
+        """The address that the client connected to, as logs write it."""
+        return self._local or address_text(self.transport.getHost())
+
+    def connectionReset(self, error: BaseException) -> None:
+        self._local = self.local  # the socket may be closed when somebody asks
+        super().connectionReset(error)
 
 
 class Listener(ServerFactory):
     """
+    @param tell: gets each ended session that is to be told of; None where nobody listens.
+    @param left: called when a session that was let in has ended.
     @ivar sessions: those that are open.
     @ivar refusals: what became of those who may not enter.
     """
@@ -70,7 +85,8 @@ class Listener(ServerFactory):
         pool: Pool,
         dialer: Dialer,
         deadlines: Deadlines,
-        ended: Callable[[SessionEnded], None],
+        tell: Callable[[SessionEnded], None] | None,
+        left: Callable[[], None],
         all_active: Callable[[], int],
     ) -> None:
         self.config = config
@@ -80,7 +96,8 @@ class Listener(ServerFactory):
         self.refusals = Refusals(config.name, clock)
         self._clock = clock
         self._pump = pump
-        self._ended = ended
+        self._tell = tell
+        self._left = left
         self._all_active = all_active
         self._ports: list[IListeningPort] = []
         self._policy = Policy(config.timeouts, pool, dialer, deadlines, clock, self._session_ended)
@@ -145,7 +162,8 @@ class Listener(ServerFactory):
         `client` has connected, and is paused: refuse it, or dial for it.
         """
         session = Session(self._policy, next(_numbers), client, self._clock.seconds())
-        refusal = self._admission.enter(client.host)
+        host = client.host if self._admission.by_client else None
+        refusal = self._admission.enter(host)
         self.sessions.add(session)
         if refusal is None:
             session.begin()
@@ -155,15 +173,14 @@ class Listener(ServerFactory):
     def _session_ended(self, session: Session) -> None:
         assert session.reason is not None
         refused = session.reason in _REFUSALS
-        event = None
-        if not refused or self.refusals.add(session.reason):
-            event = self._event(session)
+        named = not refused or self.refusals.add(session.reason)
+        if named and self._tell is not None:
+            self._tell(self._event(session))
         self.sessions.discard(session)
         if not refused:
             assert isinstance(session.client, ClientProtocol)
-            self._admission.leave(session.client.host)
-        if event is not None:
-            self._ended(event)
+            self._admission.leave(session.client.host if self._admission.by_client else None)
+            self._left()
 
     def _event(self, session: Session) -> SessionEnded:
         client, upstream, target = session.client, session.upstream, session.target

@@ -100,7 +100,8 @@ class Sink:
         ready = select.poll()
         ready.register(self._fd, select.POLLOUT)
         try:
-            while self._waiting and any(event & select.POLLOUT for _, event in ready.poll(0)):
+            # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
+            while self._waiting and ready.poll(0):
                 written = os.write(self._fd, self._waiting[:_AT_ONCE])
                 del self._waiting[:written]
             self._broken = False

@@ -33,7 +33,7 @@ from zope.interface import implementer
 from ..config import KeepAlive
 from ..interfaces import IPump, IStream
 from .death_watch import DeathWatch, NoDeathWatch
-from .options import set_options
+from .options import make_options, set_options
 from .port import TCPPort, UNIXPort
 
 _INT = struct.Struct("i")
@@ -71,10 +71,13 @@ class _Stream(tcp.Connection):
     def stopProducing(self) -> None:
         """The consumer is gone. What becomes of this side is the session's to decide."""
 
+    def unsent_here(self) -> int:
+        return len(self.dataBuffer) - self.offset + self._tempDataLen
+
     def unsent(self) -> int:
         if not self.connected or self._reset is not None:
             return 0
-        ours = len(self.dataBuffer) - self.offset + self._tempDataLen
+        ours = self.unsent_here()
         if self.socket.family == socket.AF_UNIX:  # what left is in the peer's own queue
             return ours
         return ours + _ask(self.socket, termios.TIOCOUTQ)
@@ -184,7 +187,7 @@ class _Dialed(_Stream, tcp.BaseClient):
 
     def _connectDone(self) -> None:
         pump = self.connector.pump
-        set_options(self.socket, pump.keepalive)
+        set_options(self.socket, pump.options)
         self.deaths = pump.deaths
         self.deaths.add(self)
         super()._connectDone()
@@ -208,6 +211,19 @@ class DialedTCP(_Dialed, tcp.Client):
 @implementer(IStream)
 class DialedUNIX(_Dialed, unix.Client):
     """A Unix connection to a target."""
+
+    def doConnect(self) -> None:
+        """
+        A Unix socket connects at once or not at all. EAGAIN says that the target's queue is full
+        (unix(7)); Twisted takes it for EINPROGRESS, and would try again without a pause.
+        """
+        if not hasattr(self, "connector"):  # given up since this was asked for
+            return
+        number = self.socket.connect_ex(self.realAddress)
+        if number:
+            self.failIfNotConnected(error.getConnectError((number, os.strerror(number))))
+        else:
+            self._connectDone()
 
 
 class _TCPPort(TCPPort):
@@ -240,7 +256,7 @@ class BufferedPump:
 
     def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
         self._reactor = reactor
-        self.keepalive = keepalive
+        self.options = make_options(keepalive)
         self.deaths: DeathWatch | NoDeathWatch
         self.deaths = DeathWatch(reactor) if hasattr(select, "epoll") else NoDeathWatch()
         self.callLater = reactor.callLater
@@ -280,7 +296,7 @@ class BufferedPump:
     def _listening(self, port: _TCPPort | _UNIXPort) -> IListeningPort:
         port.pump = self
         port.startListening()
-        set_options(port.socket, self.keepalive)
+        set_options(port.socket, self.options)
         return port
 
     def connectTCP(

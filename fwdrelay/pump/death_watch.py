@@ -15,6 +15,7 @@ import socket
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.logger import Logger
 from zope.interface import implementer
 
 
@@ -35,19 +36,27 @@ class Watched(Protocol):
 class DeathWatch:
     """An epoll set (joined to the reactor) for the errors of all transports of one pump."""
 
+    log = Logger()
+
     def __init__(self, reactor: IReactorFDSet) -> None:
         self._reactor = reactor
         self._watched: dict[int, Watched] = {}
         self._epoll: select.epoll | None = None
 
     def add(self, transport: Watched) -> None:
-        """Watch `transport` until `discard` is called, which must be before its socket closes."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._reactor.addReader(self)
+        """
+        Watch `transport` until `discard` is called, which must be before its socket closes. Where the
+        system has run out of descriptors or watches, it goes unwatched.
+        """
         fd = transport.fileno()
-        # Errors and hang-ups are always reported; edge-triggered, so each is reported once.
-        self._epoll.register(fd, select.EPOLLET)
+        try:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+                self._reactor.addReader(self)
+            # Errors and hang-ups are always reported; edge-triggered, so each is reported once.
+            self._epoll.register(fd, select.EPOLLET)
+        except OSError:
+            return
         self._watched[fd] = transport
 
     def discard(self, transport: Watched) -> None:
@@ -74,7 +83,14 @@ class DeathWatch:
             if transport is not None and event & select.EPOLLERR:
                 number = transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
-                    transport.connection_died(OSError(number, os.strerror(number)))
+                    self._tell(transport, OSError(number, os.strerror(number)))
+
+    def _tell(self, transport: Watched, error: OSError) -> None:
+        try:
+            transport.connection_died(error)
+        except Exception:
+            # Or the rest of the batch would never be heard of again.
+            self.log.failure("A death could not be dealt with")
 
     def connectionLost(self, reason: Any) -> None:
         """The reactor is disconnecting everything."""

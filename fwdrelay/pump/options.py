@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import socket
+from typing import TypeAlias
 
 from ..config import KeepAlive
 
 # How many unanswered probes mean that a peer is gone; they share the time one idle span takes.
 _PROBES = 4
+Options: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
-def set_options(sock: socket.SocketType, keepalive: KeepAlive) -> None:
+def make_options(keepalive: KeepAlive) -> Options:
     """
-    Set them on `sock`; on a listening socket they are inherited by those accepted from it.
+    @return: the options of a TCP socket, as arguments for setsockopt(2). On a listening socket they are
+        inherited by those accepted from it.
     """
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    tcp = {"TCP_NODELAY": 1}
     if keepalive.idle:
         idle = max(1, round(keepalive.idle))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("TCP_KEEPIDLE", idle),
-            ("TCP_KEEPINTVL", max(1, idle // _PROBES)),
-            ("TCP_KEEPCNT", _PROBES),
-        ):
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if keepalive.user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
-        milliseconds = round(keepalive.user_timeout * 1000)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        tcp["TCP_KEEPIDLE"] = idle
+        tcp["TCP_KEEPINTVL"] = max(1, idle // _PROBES)
+        tcp["TCP_KEEPCNT"] = _PROBES
+    if keepalive.user_timeout:
+        tcp["TCP_USER_TIMEOUT"] = round(keepalive.user_timeout * 1000)
+    options = [
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in tcp.items()
+        if hasattr(socket, name)
+    ]
+    if keepalive.idle:
+        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+    return tuple(options)
+
+
+def set_options(sock: socket.SocketType, options: Options) -> None:
+    """Set them on `sock`; a Unix socket has none of them."""
+    if sock.family != socket.AF_UNIX:
+        for level, name, value in options:
+            sock.setsockopt(level, name, value)

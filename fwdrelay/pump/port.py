@@ -20,6 +20,8 @@ from twisted.python.failure import Failure
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 1.0
 _BATCH = 64
+# As many as any kernel's queue takes; a bound, lest a flood keeps a relay from stopping.
+_LONGEST_QUEUE = 1 << 16
 _DONE = Failure(main.CONNECTION_DONE)
 # accept(2): errors of the connection that was to be accepted; the next may be sound.
 _OF_ONE_CONNECTION = frozenset(
@@ -44,15 +46,23 @@ class _PatientPort(tcp.Port):
 
     log = Logger()
     _pause = FIRST_PAUSE
+    _short = False
     _waiting: IDelayedCall | None = None
     reactor: Any
 
     def doRead(self) -> None:
         """Accept a batch of connections; what goes wrong with one never reaches the next."""
-        for _ in range(_BATCH):
+        self._accept_up_to(_BATCH)
+
+    def _accept_up_to(self, count: int) -> None:
+        for _ in range(count):
             try:
                 self._accept()
             except BlockingIOError:
+                # All who waited are in; only then is it over, or each of them would be told of.
+                if self._short:
+                    self._short = False
+                    self.log.info("Accepting again on {address}.", address=self.getHost())
                 return
             except OSError as error:
                 if error.errno in _OF_ONE_CONNECTION:
@@ -61,9 +71,7 @@ class _PatientPort(tcp.Port):
                     self._accept_later(error)
                     return
                 raise
-            if self._pause != FIRST_PAUSE:
-                self._pause = FIRST_PAUSE
-                self.log.info("Accepting again on {address}.", address=self.getHost())
+            self._pause = FIRST_PAUSE
 
     def _accept(self) -> None:
         """
@@ -73,14 +81,26 @@ class _PatientPort(tcp.Port):
         """
         accepted, address = self.socket.accept()
         assert self.factory is not None
-        protocol = self.factory.buildProtocol(address)
-        assert protocol is not None
-        self.sessionno += 1
-        transport = self.transport(accepted, protocol, address, self, self.sessionno, self.reactor)
-        protocol.makeConnection(transport)
+        transport = None
+        try:
+            protocol = self.factory.buildProtocol(address)
+            assert protocol is not None
+            self.sessionno += 1
+            transport = self.transport(
+                accepted, protocol, address, self, self.sessionno, self.reactor
+            )
+            protocol.makeConnection(transport)
+        except Exception:
+            # The reactor would close this port for it.
+            self.log.failure("A connection from {address} could not be taken", address=address)
+            if transport is None:
+                accepted.close()
+            else:
+                transport.abortConnection()
 
     def _accept_later(self, error: OSError) -> None:
-        if self._pause == FIRST_PAUSE:
+        if not self._short:
+            self._short = True
             self.log.error(
                 "Can't accept on {address}: {reason}. Waiting, and trying again at least once a"
                 " second. Raise the limit (ulimit -n, LimitNOFILE=) or lower --max-sessions.",
@@ -100,11 +120,11 @@ class _PatientPort(tcp.Port):
         Stop listening. Who waits in the kernel's queue has been promised a connection: they are
         accepted first, or they would be reset.
         """
+        if self._waiting is None and self.connected and not self.disconnecting:
+            self._accept_up_to(_LONGEST_QUEUE)
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        elif self.connected and not self.disconnecting:
-            self.doRead()
         return super().loseConnection(connDone)
 
     stopListening = loseConnection

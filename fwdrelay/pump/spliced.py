@@ -30,7 +30,7 @@ from ..config import KeepAlive
 from ..deadlines import Deadlines
 from ..interfaces import IPump
 from .loop import EDGE, READ, Loop
-from .options import set_options
+from .options import make_options, set_options
 from .pipes import Pipes
 from .port import TCPPort, UNIXPort, _PatientPort
 from .stream import Stream
@@ -124,7 +124,7 @@ class Connecting:
         sock = None
         try:
             sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            set_options(sock, self._pump.keepalive)
+            set_options(sock, self._pump.options)
             if self._bind is not None:
                 sock.bind(self._bind)
             number = sock.connect_ex(to)
@@ -222,7 +222,7 @@ class SplicedPump:
 
     def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
         self.reactor = reactor
-        self.keepalive = keepalive
+        self.options = make_options(keepalive)
         self.loop = Loop(reactor)
         self.pipes = Pipes(reactor)
         self.deadlines = Deadlines(reactor)
@@ -264,7 +264,7 @@ class SplicedPump:
     def _listening(self, port: _LoopTCPPort | _LoopUNIXPort) -> IListeningPort:
         port.pump = self
         port.startListening()
-        set_options(port.socket, self.keepalive)
+        set_options(port.socket, self.options)
         return port
 
     def connectTCP(

@@ -27,7 +27,6 @@ from typing import Any
 from twisted.internet import main
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted
-from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -399,9 +398,7 @@ class Stream:
         self._finished = True
         with contextlib.suppress(OSError):  # the peer is gone; reading will tell
             self.socket.shutdown(socket.SHUT_WR)
-        protocol = IHalfCloseableProtocol(self.protocol, None)
-        if protocol is not None:
-            protocol.writeConnectionLost()
+        self.protocol.writeConnectionLost()
 
     # ITransport, ITCPTransport.
 
@@ -456,10 +453,13 @@ class Stream:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close(_ABORTED)
 
+    def unsent_here(self) -> int:
+        return len(self.pending or b"") + (self.pipe.held if self.pipe is not None else 0)
+
     def unsent(self) -> int:
         if self.fd < 0 or self.reset is not None:
             return 0
-        ours = len(self.pending or b"") + (self.pipe.held if self.pipe is not None else 0)
+        ours = self.unsent_here()
         if self.socket.family == socket.AF_UNIX:  # what left is in the peer's own queue
             return ours
         answer: int = _INT.unpack(fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0]

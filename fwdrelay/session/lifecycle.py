@@ -22,6 +22,8 @@ class State(Enum):
     HALF_CLOSED = "d"
     CLOSED = "-"
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and a session asks for it often
+
 
 class Input(Enum):
     """What can happen to a session."""
@@ -35,6 +37,8 @@ class Input(Enum):
     DELIVERED = "all that can be delivered is"
     TIMED_OUT = "too long without a byte, or too long at all"
     CUT = "the operator wants it gone"
+
+    __hash__ = object.__hash__
 
 
 TABLE: dict[tuple[State, Input], State] = {

@@ -145,10 +145,14 @@ class Session:
         if other.reset is None:
             # A producer that stays registered while it is paused holds the end back for ever.
             other.transport.unregisterProducer()
-            other.transport.loseWriteConnection()
+            if other.ended and side.delivered and not other.transport.unsent_here():
+                # Both have ended and nothing waits: closing says the rest.
+                other.delivered = True
+            else:
+                other.transport.loseWriteConnection()
+        self.end_delivered()
         if self.state is not State.CLOSED:
             self._wait()
-            self.end_delivered()
 
     def end_delivered(self) -> None:
         """A side was told of the other's end, after all its bytes. Were both, nothing is left to do."""
@@ -281,6 +285,15 @@ class Session:
         if self.reason is None:
             self.reason = reason
         self.code = code(self.reason, ended_in)
+        elected, self.target = self.target, self.target or tried
+        try:
+            self.policy.ended(self)  # while the sockets can still be asked for their addresses
+        finally:
+            self._let_go(orderly)
+            if elected is not None:
+                self.policy.pool.release(elected)
+
+    def _let_go(self, orderly: bool) -> None:
         self.policy.deadlines.discard(self)
         if self._settling is not None:
             self._settling.cancel()
@@ -298,7 +311,3 @@ class Session:
                 side.transport.loseConnection()
             else:
                 side.transport.abortConnection()
-        elected, self.target = self.target, self.target or tried
-        self.policy.ended(self)
-        if elected is not None:
-            self.policy.pool.release(elected)

@@ -93,7 +93,7 @@ class Resolver:
             return self._answer(host, name)
 
         def no_longer_waited_for(answer: Deferred[Addresses]) -> None:
-            if name.waiting is not None:
+            if name.waiting is not None and answer in name.waiting:
                 name.waiting.remove(answer)
 
         answer: Deferred[Addresses] = Deferred(no_longer_waited_for)
@@ -133,7 +133,8 @@ class Resolver:
         name.until = self._reactor.seconds() + (FAILURE_BELIEVED if failing else BELIEVED)
         waiting, name.waiting = name.waiting, None
         for answer in waiting or ():
-            self._answer(host, name).chainDeferred(answer)
+            if not answer.called:  # not given up because of what another one was just told
+                self._answer(host, name).chainDeferred(answer)
 
     def _answer(self, host: str, name: _Name) -> Deferred[Addresses]:
         if name.addresses:

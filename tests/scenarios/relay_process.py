@@ -76,7 +76,7 @@ class RelayProcess:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._stopped = False
+        self._stopped = self._told_to_stop = False
         try:
             self.wait_for(lambda line: "is ready" in line)
         except BaseException:
@@ -157,6 +157,12 @@ class RelayProcess:
         """
         return connect(self.addresses[0], **options)
 
+    def turn_away(self) -> None:
+        """Be a client that is reset without having been told anything."""
+        told = connect_and_be_reset(self.addresses[0])
+        if told:
+            raise AssertionError(f"a client that should have been turned away was told {told!r}")
+
     def descriptors(self) -> int:
         """How many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -174,6 +180,8 @@ class RelayProcess:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it; after one that stops, `stop` only waits for the end."""
+        self._told_to_stop |= number in (signal.SIGTERM, signal.SIGINT)
         self.process.send_signal(number)
 
     def stop(self, status: int = 0) -> None:
@@ -182,7 +190,7 @@ class RelayProcess:
             return
         self._stopped = True
         self._unheld.set()
-        if self.process.poll() is None:
+        if not self._told_to_stop and self.process.poll() is None:
             self.process.terminate()
         try:
             self.process.wait(PATIENCE)
@@ -239,8 +247,26 @@ def connect(address: tuple[str, int] | str, *, receive_buffer: int = 0) -> socke
     sock.settimeout(PATIENCE)
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    sock.connect(address)
+    try:
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
     return sock
+
+
+def connect_and_be_reset(address: tuple[str, int] | str) -> bytes:
+    """
+    For a client that is turned away; if at once, it may hear of it while it still connects.
+
+    @return: what it was told before the reset. A clean end is an error.
+    """
+    try:
+        sock = connect(address)
+    except ConnectionResetError:
+        return b""
+    with sock:
+        return read_until_reset(sock)
 
 
 class Upstream:

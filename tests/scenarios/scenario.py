@@ -9,11 +9,13 @@ import fcntl
 import hashlib
 import os
 import random
+import select
 import socket
 import struct
 import sys
 import tempfile
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,3 +215,11 @@ class Unanswering(Upstream):
         while self._fillers:
             self._fillers.pop().close()
         super().__exit__(*exception)
+
+
+def wait_until_blocked(sender: socket.socket) -> None:
+    """
+    Wait until what another thread sends by `sender` gets stuck: nothing more is taken for half a second.
+    """
+    while select.select([], [sender], [], 0.5)[1]:
+        time.sleep(0.02)

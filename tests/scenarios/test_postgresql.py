@@ -20,7 +20,7 @@ from tests.scenarios.scenario import Scenario
 
 CLIENTS = 10
 TRANSACTIONS = 60
-ROWS = 150_000
+ROWS = 100_000
 
 
 @frozen

@@ -41,6 +41,12 @@ Subsystem sftp internal-sftp
 
 def why_not() -> str | None:
     """What this account lacks for an sshd of its own, as a sentence; None: nothing."""
+    try:
+        shell = pwd.getpwuid(os.geteuid()).pw_shell
+    except KeyError:
+        return "sshd logs nobody in who has no entry in /etc/passwd"
+    if shell.endswith(("nologin", "false")):
+        return f"this account's shell, {shell}, runs no commands"
     if os.geteuid() != 0:
         return None
     for line in Path("/etc/shadow").read_text().splitlines():

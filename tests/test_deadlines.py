@@ -1,4 +1,4 @@
-"""`fwdrelay.session.deadlines`, on a clock that only tests move."""
+"""`fwdrelay.deadlines`, on a clock that only tests move."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from twisted.internet.task import Clock
 
-from fwdrelay.session.deadlines import FINEST, Deadlines
+from fwdrelay.deadlines import FINEST, Deadlines
 from tests.case import SynchronousTestCase
 
 

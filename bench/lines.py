@@ -1,0 +1,136 @@
+"""What is measured: the lines of the benchmark, the figures of each, and what we want of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+Values = Mapping[str, float]
+"""What one sample of a line measured, by name, in the units the load counts in."""
+
+
+@attrs.frozen
+class Figure:
+    """
+    One figure of a line.
+
+    @ivar name: within its line, in `--json` and in `GOALS`.
+    @ivar title: for people, with the unit.
+    @ivar more_is_better: so that there is a best.
+    @ivar plotted: whether it has a panel in the plot.
+    """
+
+    name: str
+    title: str
+    more_is_better: bool = False
+    plotted: bool = True
+
+    def of(self, values: Values) -> float:
+        """The figure, of what one sample measured."""
+        v = values
+        match self.name:
+            case "throughput":
+                return v["bytes"] / v["ns"]
+            case "cpu_per_gb":
+                return v["cpu_ns"] / v["bytes"]
+            case "p50" | "p99":
+                return v[f"{self.name}_ns"] / 1e3
+            case "cpu_per_echo":
+                return v["cpu_ns"] / v["echoes"] / 1e3
+            case "cpu_per_session":
+                return v["cpu_ns"] / v["sessions"] / 1e3
+            case "rate":
+                return v["sessions"] / v["ns"] * 1e9
+            case "busy":
+                return 100 * v["cpu_ns"] / v["ns"]
+            case "per_session":
+                return (v["after"] - v["before"]) / v["sessions"] / 1024
+        raise KeyError(self.name)
+
+
+BUSY = Figure("busy", "relay's CPU, % of a core", plotted=False)
+
+
+@attrs.frozen
+class Line:
+    """
+    One line of the benchmark: a load, and what is counted under it.
+
+    @ivar kind: of `bench.load`'s clients; `hold` measures memory.
+    @ivar idle: whether as many idle sessions as asked for stand beside it.
+    @ivar pin: the placement that suits it: `apart` gives the relay a core of its own. `together` is for
+        a load of which only one process runs at a time: apart, its figures would be those of waking an
+        idle core (in a virtual machine, several times what any relay takes), and alike for all relays.
+    """
+
+    name: str
+    title: str
+    kind: str
+    connections: int
+    figures: tuple[Figure, ...]
+    idle: bool = False
+    pin: str = "apart"
+
+    def figure(self, name: str) -> Figure:
+        """The figure of that name."""
+        return next(figure for figure in self.figures if figure.name == name)
+
+
+BULK = (
+    Figure("throughput", "GB/s", more_is_better=True),
+    Figure("cpu_per_gb", "CPU s/GB"),
+    BUSY,
+)
+ECHO = (
+    Figure("p50", "p50 µs"),
+    Figure("p99", "p99 µs", plotted=False),
+    Figure("cpu_per_echo", "CPU µs/echo"),
+    BUSY,
+)
+SETUP = (
+    Figure("rate", "sessions/s", more_is_better=True),
+    Figure("cpu_per_session", "CPU µs/session"),
+    Figure("p50", "p50 µs", plotted=False),
+    BUSY,
+)
+
+LINES = (
+    Line("bulk1", "bulk, 1 connection", "bulk", 1, BULK),
+    Line("bulk16", "bulk, 16 connections", "bulk", 16, BULK),
+    Line("echo1", "64-byte echo, 1 connection", "echo", 1, ECHO, pin="together"),
+    Line("echo32", "64-byte echo, 32 connections", "echo", 32, ECHO),
+    Line("echo32idle", "64-byte echo, 32 beside idle sessions", "echo", 32, ECHO, idle=True),
+    Line("setup", "connect, a byte each way, close", "setup", 32, SETUP),
+    Line("memory", "idle sessions", "hold", 32, (Figure("per_session", "kB/session"),), idle=True),
+)
+BY_NAME = {line.name: line for line in LINES}
+
+
+@attrs.frozen
+class Goal:
+    """
+    What we want of one figure.
+
+    @ivar factor: our figure is to be at most that many times `against` (at least, where more is better).
+    @ivar against: `best` (of all relays but ours), the name of one, the name of another of our lines
+        preceded by `=`, or empty: then `factor` is the figure itself.
+    """
+
+    line: str
+    figure: str
+    factor: float
+    against: str = "best"
+
+
+GOALS = (
+    Goal("bulk1", "cpu_per_gb", 0.65),
+    Goal("bulk16", "cpu_per_gb", 0.65),
+    Goal("bulk1", "throughput", 1.3),
+    Goal("echo32", "cpu_per_echo", 1.3),
+    Goal("echo1", "p50", 1.2),
+    Goal("setup", "cpu_per_session", 1.5, "haproxy"),
+    Goal("setup", "cpu_per_session", 1.0, "go"),
+    Goal("memory", "per_session", 1.5, ""),
+    Goal("echo32idle", "cpu_per_echo", 1.1, "=echo32"),
+)

@@ -1,0 +1,253 @@
+"""
+The relays: how to tell whether one is here, and how it is started between a port and an upstream.
+
+Each is given one thread for its bytes and otherwise its defaults, logs off, and its limits out of the
+way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+
+import twisted
+from fwdrelay._version import __version__
+
+TWISTD = (
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()",
+    "--nodaemon",
+    "--pidfile=",
+)
+HERE = Path(__file__).resolve().parent
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+class Missing(Exception):
+    """A relay cannot be measured here, and why."""
+
+
+@attrs.frozen
+class Place:
+    """
+    Where a relay is to stand.
+
+    @ivar descriptors: how many it may have open.
+    @ivar folder: an empty one, for its configuration.
+    """
+
+    host: str
+    port: int
+    to_host: str
+    to_port: int
+    descriptors: int
+    folder: Path
+
+    @property
+    def target(self) -> str:
+        """The upstream, as HOST:PORT."""
+        return f"{self.to_host}:{self.to_port}"
+
+
+@attrs.frozen
+class Relay:
+    """
+    One relay.
+
+    @ivar ours: not a peer.
+    @ivar idle: how many idle sessions it is asked to hold at most; 0: as many as anybody.
+    """
+
+    name: str
+    title: str
+    ours: bool = False
+    idle: int = 0
+
+    def prepare(self, folder: Path) -> str:
+        """
+        Make ready what all starts have in common.
+
+        @return: its version.
+        @raise Missing: it cannot be measured here.
+        """
+        raise NotImplementedError
+
+    def command(self, place: Place) -> list[str]:
+        """What starts it, in the foreground."""
+        raise NotImplementedError
+
+    def environ(self) -> dict[str, str]:
+        """What it needs in its environment beyond ours."""
+        return {}
+
+
+def said_by(*command: str) -> str:
+    """The first line with a digit that a program prints."""
+    if shutil.which(command[0]) is None:
+        raise Missing(f"{command[0]} is not installed")
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    return next((line for line in lines if any(map(str.isdigit, line))), "?")
+
+
+@attrs.frozen
+class Fwdrelay(Relay):
+    """Ours, with one of its pumps."""
+
+    pump: str = attrs.field(kw_only=True)
+
+    def prepare(self, folder: Path) -> str:
+        python = sys.version.split()[0]
+        return f"fwdrelay {__version__}, Twisted {twisted.__version__}, Python {python}"
+
+    def command(self, place: Place) -> list[str]:
+        return [
+            *TWISTD,
+            "fwdrelay",
+            *("--port", str(place.port), "--interface", place.host, "--target", place.target),
+            *("--access-log", "off", "--pump", self.pump),
+        ]
+
+
+@attrs.frozen
+class Portforward(Relay):
+    """Twisted's own."""
+
+    def prepare(self, folder: Path) -> str:
+        return f"Twisted {twisted.__version__}, Python {sys.version.split()[0]}"
+
+    def command(self, place: Place) -> list[str]:
+        return [
+            *TWISTD,
+            "portforward",
+            *("--port", f"tcp:{place.port}:interface={place.host}:backlog=4096"),
+            *("--host", place.to_host, "--dest_port", str(place.to_port)),
+        ]
+
+
+@attrs.frozen
+class HAProxy(Relay):
+    """One thread; with `splice`, also allowed to splice as it sees fit."""
+
+    splice: bool = False
+
+    def prepare(self, folder: Path) -> str:
+        return said_by("haproxy", "-v")
+
+    def command(self, place: Place) -> list[str]:
+        config = place.folder / "haproxy.cfg"
+        pipes = min(1000, place.descriptors // 8) if self.splice else 0
+        config.write_text(
+            f"""\
+global
+    nbthread 1
+    maxconn {(place.descriptors - 100) // 2 - pipes}
+    maxpipes {pipes}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+    {"option splice-auto" if self.splice else ""}
+listen relay
+    bind {place.host}:{place.port}
+    server target {place.target}
+"""
+        )
+        return ["haproxy", "-db", "-f", str(config)]
+
+
+@attrs.frozen
+class Nginx(Relay):
+    """One worker."""
+
+    def prepare(self, folder: Path) -> str:
+        version = said_by("nginx", "-v")
+        built = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=False).stderr
+        if "--with-stream " not in f"{built} " and not STREAM_MODULE.exists():
+            raise Missing("nginx has no stream module (on Debian: libnginx-mod-stream)")
+        return version
+
+    def command(self, place: Place) -> list[str]:
+        config = place.folder / "nginx.conf"
+        load = f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else ""
+        config.write_text(
+            f"""\
+{load}
+daemon off;
+pid {place.folder}/nginx.pid;
+error_log stderr crit;
+worker_processes 1;
+worker_rlimit_nofile {place.descriptors};
+events {{ worker_connections {place.descriptors - 100}; }}
+stream {{
+    server {{
+        listen {place.host}:{place.port} backlog=4096;
+        proxy_timeout 1h;
+        proxy_pass {place.target};
+    }}
+}}
+"""
+        )
+        return ["nginx", "-p", str(place.folder), "-e", "stderr", "-c", str(config)]
+
+
+@attrs.frozen
+class Go(Relay):
+    """`relay.go`, compiled here."""
+
+    program: list[str] = attrs.field(factory=list, init=False)
+
+    def prepare(self, folder: Path) -> str:
+        version = said_by("go", "version")
+        program = folder / "relay-go"
+        build = subprocess.run(
+            ["go", "build", "-o", str(program), str(HERE / "relay.go")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"HOME": str(folder), **os.environ, "GO111MODULE": "off"},
+        )
+        if build.returncode:
+            raise Missing(f"relay.go does not compile: {build.stderr.strip()}")
+        self.program[:] = [str(program)]
+        return f"{version}, GOMAXPROCS=1"
+
+    def command(self, place: Place) -> list[str]:
+        return [*self.program, f"{place.host}:{place.port}", place.target]
+
+    def environ(self) -> dict[str, str]:
+        return {"GOMAXPROCS": "1"}
+
+
+@attrs.frozen
+class Socat(Relay):
+    """A process per session, which is why it holds few of them."""
+
+    def prepare(self, folder: Path) -> str:
+        return said_by("socat", "-V")
+
+    def command(self, place: Place) -> list[str]:
+        listen = f"TCP-LISTEN:{place.port},bind={place.host},fork,reuseaddr,backlog=4096,nodelay"
+        return ["socat", "-lf/dev/null", listen, f"TCP:{place.target},nodelay"]
+
+
+RELAYS: tuple[Relay, ...] = (
+    Fwdrelay("fwdrelay-splice", "fwdrelay splice", ours=True, pump="splice"),
+    Fwdrelay("fwdrelay-buffered", "fwdrelay buffered", ours=True, pump="buffered"),
+    HAProxy("haproxy", "HAProxy"),
+    HAProxy("haproxy-splice", "HAProxy splice-auto", splice=True),
+    Nginx("nginx", "nginx stream"),
+    Go("go", "Go io.Copy"),
+    Portforward("portforward", "Twisted portforward"),
+    Socat("socat", "socat", idle=200),
+)
+BY_NAME = {relay.name: relay for relay in RELAYS}

@@ -1,0 +1,180 @@
+"""What came out, in words and figures: medians, ratios to the best peer, and whether goals are met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from . import lines, relays
+from .lines import GOALS, LINES, Figure, Goal, Line
+
+OURS = "fwdrelay-splice"
+"""Of our pumps, the one that the goals are about."""
+
+Run = dict[str, Any]
+"""A whole run, as the JSON file has it."""
+
+
+def values(run: Run, line: Line, figure: Figure, relay: str) -> list[float]:
+    """One relay's figures, of all rounds that had one."""
+    return [
+        figure.of(sample["values"])
+        for sample in run["samples"]
+        if (sample["line"], sample["relay"]) == (line.name, relay) and "values" in sample
+    ]
+
+
+def median(run: Run, line: Line, figure: Figure, relay: str) -> float | None:
+    """Over the rounds; None where there is nothing."""
+    found = values(run, line, figure, relay)
+    return statistics.median(found) if found else None
+
+
+def peers(run: Run) -> list[str]:
+    """The relays that took part and are not ours."""
+    return [name for name in run["relays"] if not relays.BY_NAME[name].ours]
+
+
+def best_peer(run: Run, line: Line, figure: Figure) -> tuple[str, float] | None:
+    """The best of them in one figure, by its median."""
+    found = [(name, m) for name in peers(run) if (m := median(run, line, figure, name)) is not None]
+    if not found:
+        return None
+    return (max if figure.more_is_better else min)(found, key=lambda each: each[1])
+
+
+def readable(value: float | None) -> str:
+    """A number with three digits that mean something."""
+    if value is None:
+        return "-"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def title(run: Run, line: Line) -> str:
+    """A line's title, with numbers where they depend on the run."""
+    return line.title.replace("idle sessions", f"{run['amount']['idle']:,} idle sessions")
+
+
+def rows(run: Run) -> Iterator[list[str]]:
+    """The table: a heading, a row for each line (its title alone), a row for each of its figures."""
+    names = list(run["relays"])
+    yield ["", *(relays.BY_NAME[name].title for name in names), "ours/best peer"]
+    for line in LINES:
+        if line.name not in run["lines"]:
+            continue
+        yield [f"{title(run, line)} ({line.name})"]
+        for figure in line.figures:
+            cells = [readable(median(run, line, figure, name)) for name in names]
+            best, ours = best_peer(run, line, figure), median(run, line, figure, OURS)
+            ratio = "" if figure == lines.BUSY or not best or ours is None else ours / best[1]
+            yield [f"  {figure.title}", *cells, f"{ratio:.2f}" if ratio else ""]
+
+
+def table(run: Run) -> str:
+    """The rows in columns; headings of two words take two lines."""
+    heading, *body = rows(run)
+    split = [each.split(" ", 1) if " " in each else ["", each] for each in heading]
+    grid = [[each[0] for each in split], [each[1] for each in split], *body]
+    full = [row for row in grid if len(row) > 1]
+    widths = [max(len(row[column]) for row in full) for column in range(len(heading))]
+    widths[0] = max(widths[0], 20)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in grid
+    )
+
+
+@attrs.frozen
+class Outcome:
+    """
+    What became of a goal.
+
+    @ivar met: None where something to compare is missing.
+    """
+
+    goal: Goal
+    words: str
+    met: bool | None
+
+
+def outcome(run: Run, goal: Goal) -> Outcome:
+    """Compare one goal with what was measured."""
+    line = lines.BY_NAME[goal.line]
+    figure = line.figure(goal.figure)
+    ours = median(run, line, figure, OURS)
+    against: float | None
+    if goal.against == "best":
+        best = best_peer(run, line, figure)
+        name, against = (relays.BY_NAME[best[0]].title, best[1]) if best else ("best peer", None)
+    elif goal.against.startswith("="):
+        name, against = goal.against[1:], median(run, lines.BY_NAME[goal.against[1:]], figure, OURS)
+    elif goal.against:
+        name = relays.BY_NAME[goal.against].title
+        against = median(run, line, figure, goal.against)
+    else:
+        name, against = "", 1.0
+    sign = "≥" if figure.more_is_better else "≤"
+    wanted = f"{sign} {goal.factor:g}" + (f" of {name}" if name else "")
+    what = f"{line.name:10}  {figure.title:14}  {readable(ours):>6}  {wanted:28}"
+    if ours is None or against is None:
+        return Outcome(goal, what, None)
+    ratio = ours / against
+    met = ratio >= goal.factor if figure.more_is_better else ratio <= goal.factor
+    return Outcome(goal, f"{what}  {readable(ratio):>6}", met)
+
+
+def goals(run: Run) -> str:
+    """Each goal on a line, and whether it is met."""
+    said = {True: "met", False: "NOT MET", None: "not measured"}
+    found = [outcome(run, goal) for goal in GOALS]
+    return "\n".join(
+        [
+            f"goals ({relays.BY_NAME[OURS].title})",
+            *(f"  {each.words}  {said[each.met]}" for each in found),
+        ]
+    )
+
+
+def failures(run: Run) -> Iterator[str]:
+    """What was left out, and why."""
+    for name, why in run["skipped"].items():
+        yield f"{name} is left out: {why}"
+    for sample in run["samples"]:
+        if "error" in sample:
+            where = f"round {sample['round']}, {sample['line']}, {sample['relay']}"
+            yield f"{where}: {sample['error']}"
+        elif "left_out" in sample:
+            yield f"{sample['line']}, {sample['relay']}: {sample['left_out']}"
+
+
+def heading(run: Run) -> str:
+    """Where and with what."""
+    machine, options, amount = run["machine"], run["options"], run["amount"]
+    placed: dict[str, list[str]] = {}
+    for name, line in run["lines"].items():
+        cores = f"relay on core {line['relay']}, load on {line['load']}" if line["relay"] else "any"
+        placed.setdefault(cores.replace("(", "").replace(",)", "").replace(")", ""), []).append(
+            name
+        )
+    return "\n".join(
+        [
+            f"{run['when']}: {machine['cpu']}, {machine['cores']} cores, {machine['kernel']}",
+            f"medians of {options['rounds']} rounds, {amount['seconds']:g} s a sample",
+            *(f"  {cores}: {', '.join(names)}" for cores, names in placed.items()),
+            *(f"  {name:17}  {each['version']}" for name, each in run["relays"].items()),
+        ]
+    )
+
+
+def text(run: Run) -> str:
+    """All of it, for the terminal."""
+    parts = [heading(run), table(run), goals(run), "\n".join(dict.fromkeys(failures(run)))]
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,65 @@
+"""`fwdrelay.frontend.refusals`: all are counted, few are named."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+from fwdrelay.frontend.refusals import SUMMED_OVER, Refusals
+from fwdrelay.session import Reason
+from tests.case import SynchronousTestCase
+
+
+class RefusalsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.refusals = Refusals("web", self.clock)
+        self.logged: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+
+    def told(self) -> list[str]:
+        """What was logged."""
+        return [formatEvent(e) for e in self.logged if e["log_namespace"].startswith("fwdrelay")]
+
+    def test_the_first_of_each_reason_is_named(self) -> None:
+        named = [
+            self.refusals.add(reason)
+            for reason in (Reason.DENIED, Reason.DENIED, Reason.MAX_SESSIONS, Reason.DENIED)
+        ]
+        self.assertEqual(named, [True, False, True, False])
+        self.refusals.stop()
+
+    def test_the_rest_is_summed_up_once_a_second(self) -> None:
+        for reason in [Reason.DENIED] * 1000 + [Reason.MAX_SESSIONS] * 3:
+            self.refusals.add(reason)
+        self.assertEqual(self.told(), [])
+        self.clock.advance(SUMMED_OVER)
+        (told,) = self.told()
+        for words in ("web", "1001 more", "999 denied", "2 max-sessions"):
+            self.assertIn(words, told)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_each_second_has_a_first(self) -> None:
+        for _ in range(3):
+            self.assertTrue(self.refusals.add(Reason.DENIED))
+            self.clock.advance(SUMMED_OVER)
+        self.assertEqual(self.told(), [])
+
+    def test_all_are_counted(self) -> None:
+        for _ in range(5):
+            self.refusals.add(Reason.DENIED)
+        self.clock.advance(SUMMED_OVER)
+        self.refusals.add(Reason.DENIED)
+        self.refusals.add(Reason.MAX_SESSIONS)
+        self.assertEqual(self.refusals.total, {Reason.DENIED: 6, Reason.MAX_SESSIONS: 1})
+        self.refusals.stop()
+
+    def test_stopping_tells_what_is_untold_and_leaves_no_timer(self) -> None:
+        self.refusals.stop()
+        self.refusals.add(Reason.DENIED)
+        self.refusals.add(Reason.DENIED)
+        self.refusals.stop()
+        self.assertEqual(len(self.told()), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.refusals.stop()

@@ -1,0 +1,115 @@
+"""`fwdrelay.observe.access_log`: the lines that operators' tools read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import attrs
+
+from fwdrelay.config import ACCESS_LOG_FORMATS
+from fwdrelay.observe.access_log import FORMATS, AccessLog, json_line, tcplog_line
+from fwdrelay.observe.events import SessionEnded
+from fwdrelay.observe.sink import Sink
+from tests.case import SynchronousTestCase
+
+EVENT = SessionEnded(
+    time=1700000000.123,
+    session="1-2-3",
+    listener="web",
+    client="192.0.2.1:40000",
+    local="192.0.2.2:5678",
+    pool="main",
+    target="127.0.0.1:80",
+    reason="done",
+    code="--",
+    bytes_up=10,
+    bytes_down=2000,
+    dial_ms=1.25,
+    duration_ms=2500.7,
+    retries=0,
+    sessions=3,
+    totals=(7, 5, 4),
+)
+NOT_DIALED = attrs.evolve(
+    EVENT, target=None, dial_ms=None, reason="no-target", code="SC", error="every target is full"
+)
+
+
+class JsonTests(SynchronousTestCase):
+    def test_the_fields(self) -> None:
+        self.assertEqual(
+            json.loads(json_line(EVENT)),
+            {
+                "time": "2023-11-14T22:13:20.123Z",
+                "session": "1-2-3",
+                "listener": "web",
+                "client": "192.0.2.1:40000",
+                "local": "192.0.2.2:5678",
+                "pool": "main",
+                "target": "127.0.0.1:80",
+                "reason": "done",
+                "code": "--",
+                "bytes_up": 10,
+                "bytes_down": 2000,
+                "dial_ms": 1.25,
+                "duration_ms": 2500.7,
+                "retries": 0,
+                "sessions": 3,
+            },
+        )
+
+    def test_without_an_upstream_connection(self) -> None:
+        fields = json.loads(json_line(NOT_DIALED))
+        self.assertIsNone(fields["target"])
+        self.assertIsNone(fields["dial_ms"])
+        self.assertEqual(fields["error"], "every target is full")
+
+    def test_one_line_whatever_it_says(self) -> None:
+        for error in ("two\nlines", 'a "quote"', "\udcff", "\u2028", "é"):
+            line = json_line(attrs.evolve(EVENT, error=error))
+            self.assertTrue(line.isascii())
+            self.assertTrue(line.isprintable())
+            self.assertEqual(json.loads(line)["error"], error)
+
+    def test_whole_seconds_have_milliseconds_too(self) -> None:
+        line = json_line(attrs.evolve(EVENT, time=1700000000.0))
+        self.assertEqual(json.loads(line)["time"], "2023-11-14T22:13:20.000Z")
+
+
+class TcplogTests(SynchronousTestCase):
+    """HAProxy's configuration manual, "TCP log format"."""
+
+    def test_the_line(self) -> None:
+        self.assertEqual(
+            tcplog_line(EVENT),
+            "192.0.2.1:40000 [14/Nov/2023:22:13:17.622] web main/127.0.0.1:80"
+            " 0/1/2501 2000 -- 7/3/5/4/0 0/0",
+        )
+
+    def test_without_an_upstream_connection(self) -> None:
+        self.assertEqual(
+            tcplog_line(NOT_DIALED),
+            "192.0.2.1:40000 [14/Nov/2023:22:13:17.622] web main/<NOSRV>"
+            " -1/-1/2501 2000 SC 7/3/5/4/0 0/0",
+        )
+
+    def test_another_target_than_the_first_is_marked(self) -> None:
+        line = tcplog_line(attrs.evolve(EVENT, retries=2))
+        self.assertIn(" 7/3/5/4/+2 ", line)
+
+
+class AccessLogTests(SynchronousTestCase):
+    def test_every_format_of_the_configuration_is_there(self) -> None:
+        self.assertEqual(tuple(FORMATS), ACCESS_LOG_FORMATS)
+
+    def test_one_line_for_each_event(self) -> None:
+        written: list[str] = []
+
+        class Lines:
+            write = staticmethod(written.append)
+
+        for name, line in FORMATS.items():
+            log = AccessLog(name, cast("Sink", cast("Any", Lines())))
+            log.session_ended(EVENT)
+            self.assertEqual(written.pop(), line(EVENT) + "\n")

@@ -1,0 +1,215 @@
+"""The access log: one line for each session that has ended, wherever it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+from tests.case import SynchronousTestCase
+from tests.scenarios.relay_process import (
+    RelayProcess,
+    Upstream,
+    read_all,
+    read_exactly,
+    relaying,
+    reset,
+    wait_until,
+)
+from tests.scenarios.scenario import Scenario
+
+# HAProxy's configuration manual, "TCP log format", without the syslog prefix.
+TCPLOG = re.compile(
+    r"127\.0\.0\.1:\d+ \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d\.\d{3}\] main main/(?P<server>\S+)"
+    r" (?P<waited>-?\d+)/(?P<dialed>-?\d+)/(?P<took>\d+) (?P<down>\d+) (?P<code>\S\S)"
+    r" \d+/\d+/\d+/\d+/(?P<retries>\+?\d+) 0/0"
+)
+
+
+def one_session(relay: RelayProcess, upstream: Upstream) -> None:
+    with relay.connect() as client, upstream.accept() as server:
+        client.sendall(b"request")
+        client.shutdown(socket.SHUT_WR)
+        read_all(server)
+        server.sendall(b"the answer")
+        server.shutdown(socket.SHUT_WR)
+        read_all(client)
+
+
+class AccessLog(SynchronousTestCase):
+    def log_file(self) -> Path:
+        return Path(self.mktemp()).absolute()
+
+    def lines(self, path: Path, count: int) -> list[str]:
+        """Those of the file, as soon as there are that many."""
+        wait_until(lambda: path.exists() and path.read_text().count("\n") >= count)
+        return path.read_text().splitlines()
+
+    def test_an_entry_has_all_its_fields(self) -> None:
+        with Upstream() as upstream, relaying("--target", f"{upstream.target},name=a") as relay:
+            with relay.connect() as client, upstream.accept() as server:
+                host, port = client.getsockname()
+                client.sendall(b"request")
+                client.shutdown(socket.SHUT_WR)
+                read_all(server)
+                server.shutdown(socket.SHUT_WR)
+                read_all(client)
+            (entry,) = relay.ended()
+            self.assertRegex(entry.pop("time"), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+            self.assertTrue(entry.pop("session"))
+            self.assertGreater(entry.pop("duration_ms"), entry.pop("dial_ms"))
+            self.assertEqual(
+                entry,
+                {
+                    "listener": "main",
+                    "client": f"{host}:{port}",
+                    "local": f"127.0.0.1:{relay.port}",
+                    "pool": "main",
+                    "target": "a",
+                    "reason": "done",
+                    "code": "--",
+                    "bytes_up": 7,
+                    "bytes_down": 0,
+                    "retries": 0,
+                    "sessions": 1,
+                },
+            )
+
+    def test_each_session_has_a_name_of_its_own_and_one_line(self) -> None:
+        count = 100
+        with Upstream() as upstream, relaying("--target", upstream.target) as relay:
+            for number in range(count):
+                with relay.connect() as client, upstream.accept() as server:
+                    if number % 2:
+                        reset(client)
+                    server.close()
+            entries = relay.ended(count)
+            relay.stop()
+            self.assertEqual(len(relay.ended(count)), count)
+            self.assertEqual(len({entry["session"] for entry in entries}), count)
+
+    def test_tcplog_is_haproxy_s_format(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying("--access-log-format", "tcplog", "--target", upstream.target) as relay,
+        ):
+            one_session(relay, upstream)
+            found = TCPLOG.fullmatch(relay.wait_for(lambda line: " main/" in line))
+            assert found is not None, relay.lines
+            self.assertEqual(found["server"], upstream.target)
+            self.assertEqual((found["down"], found["code"], found["waited"]), ("10", "--", "0"))
+        with relaying("--access-log-format", "tcplog", "--target", "unix:/nowhere/x") as relay:
+            relay.turn_away()
+            found = TCPLOG.fullmatch(relay.wait_for(lambda line: " main/" in line))
+            assert found is not None, relay.lines
+            self.assertEqual((found["server"], found["code"]), ("unix:/nowhere/x", "SC"))
+            self.assertEqual(found["dialed"], "-1")
+
+    def test_it_may_be_off(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying("--access-log", "off", "--target", upstream.target) as relay,
+        ):
+            one_session(relay, upstream)
+            relay.wait_for_descriptors(relay.at_rest)
+            relay.stop()
+            self.assertEqual([line for line in relay.lines if line.startswith("{")], [])
+
+    def test_sighup_begins_a_new_file_where_the_old_one_was_moved_away(self) -> None:
+        path = self.log_file()
+        moved = path.with_suffix(".1")
+        with (
+            Upstream() as upstream,
+            relaying("--access-log", str(path), "--target", upstream.target) as relay,
+        ):
+            one_session(relay, upstream)
+            self.lines(path, 1)
+            path.rename(moved)
+            one_session(relay, upstream)
+            self.lines(moved, 2)  # until it is told, it goes on there
+            relay.signal(signal.SIGHUP)
+            wait_until(path.exists)
+            one_session(relay, upstream)
+            (line,) = self.lines(path, 1)
+            self.assertEqual(json.loads(line)["reason"], "done")
+            self.assertEqual(len(self.lines(moved, 2)), 2)
+
+    def test_sighup_keeps_the_old_file_where_no_new_one_can_be_opened(self) -> None:
+        folder = self.log_file()
+        folder.mkdir()
+        path, moved = folder / "log", folder.with_suffix(".moved")
+        with (
+            Upstream() as upstream,
+            relaying("--access-log", str(path), "--target", upstream.target) as relay,
+        ):
+            folder.rename(moved)
+            relay.signal(signal.SIGHUP)
+            relay.wait_for(lambda line: "going on with the old one" in line)
+            one_session(relay, upstream)
+            self.lines(moved / "log", 1)
+
+    def test_a_stop_writes_what_is_left(self) -> None:
+        path = self.log_file()
+        with (
+            Upstream() as upstream,
+            relaying(
+                *("--access-log", str(path), "--drain-timeout", "100ms"),
+                *("--target", upstream.target),
+            ) as relay,
+            relay.connect() as client,
+            upstream.accept() as server,
+        ):
+            client.sendall(b"x")
+            read_exactly(server, 1)
+            relay.stop()
+        (line,) = path.read_text().splitlines()
+        self.assertEqual(json.loads(line)["code"], "KD")
+
+    def test_a_full_disk_is_told_once_and_nothing_stops(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying("--access-log", "/dev/full", "--target", upstream.target) as relay,
+        ):
+            for _ in range(20):
+                one_session(relay, upstream)
+            told = "Can't write the access log: No space left on device"
+            relay.wait_for(lambda line: told in line)
+            relay.stop()
+            self.assertEqual(sum(told in line for line in relay.lines), 1)
+
+
+class Unread(Scenario):
+    def test_a_standard_output_that_nobody_reads_stops_nothing(self) -> None:
+        count = 600  # more than the pipe of the output takes
+        with Upstream() as upstream, self.relaying("--target", upstream.target) as relay:
+            with relay.output_unread():
+                for _ in range(count):
+                    one_session(relay, upstream)
+            self.assertEqual(len(relay.ended(count)), count)
+
+    def test_nor_does_what_the_relay_itself_has_to_say(self) -> None:
+        with Upstream() as upstream, self.relaying("--target", upstream.target) as relay:
+            with relay.output_unread():
+                for _ in range(600):
+                    one_session(relay, upstream)
+                for _ in range(100):
+                    relay.signal(signal.SIGHUP)
+                    one_session(relay, upstream)
+            relay.ended(700)
+
+    def test_a_pipe_that_nobody_reads_stops_nothing(self) -> None:
+        path = str(self.path("pipe"))
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with (
+                Upstream() as upstream,
+                self.relaying("--access-log", path, "--target", upstream.target) as relay,
+            ):
+                for _ in range(600):
+                    one_session(relay, upstream)
+        finally:
+            os.close(reader)

@@ -1,0 +1,644 @@
+"""`fwdrelay.session.session` on a clock that only tests move, between transports that only note."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from fwdrelay.config import PoolConfig, TargetConfig, Timeouts
+from fwdrelay.deadlines import Deadlines
+from fwdrelay.dial import AllFailed, Dialed, Dialer
+from fwdrelay.errors import DialFailed
+from fwdrelay.session import Policy, Reason, Session, Side, State, UpstreamSide
+from fwdrelay.upstream import Pool
+from tests.case import SynchronousTestCase
+
+
+class Transport:
+    """
+    What a pump's transport looks like from a session. Tests say what its peer does.
+
+    @ivar told: the verbs it was told, in order.
+    @ivar waiting: bytes that its peer doesn't acknowledge.
+    @ivar blocked: it can't write, so an end is told of later.
+    """
+
+    def __init__(self, clock: Clock, protocol: Side) -> None:
+        self.clock = clock
+        self.protocol = protocol
+        self.told: list[str] = []
+        self.written = b""
+        self.received = 0
+        self.heard = 0.0
+        self.waiting = 0
+        self.blocked = False
+        self.producer: Any = None
+        protocol.makeConnection(cast("Any", self))
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def unsent_here(self) -> int:
+        return self.waiting if self.blocked else 0
+
+    def unsent(self) -> int:
+        return self.waiting
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert self.producer is None
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def loseWriteConnection(self) -> None:
+        assert self.producer is None, "it would hold the end back"
+        self.told.append("end")
+        if not self.blocked:
+            self.protocol.writeConnectionLost()
+
+    def loseConnection(self) -> None:
+        self.told.append("close")
+
+    def abortConnection(self) -> None:
+        self.told.append("abort")
+
+    # What the peer does.
+
+    def sends(self, data: bytes) -> None:
+        self.received += len(data)
+        self.heard = self.clock.seconds()
+        self.protocol.dataReceived(data)
+
+    def ends(self) -> None:
+        self.protocol.readConnectionLost()
+
+    def resets(self) -> None:
+        self.waiting = 0
+        self.protocol.connectionReset(ConnectionResetError(104, "Connection reset by peer"))
+
+    def goes(self) -> None:
+        self.producer = None
+        self.protocol.connectionLost(Failure(ConnectionLost()))
+
+    @property
+    def closed(self) -> bool:
+        """It was told to close, or to reset."""
+        return "close" in self.told or "abort" in self.told
+
+
+class StubDialer:
+    """
+    Elects as a real one does, and dials as tests say.
+
+    @ivar answer: fires to let the dial succeed; fails it with an `AllFailed`.
+    @ivar cancelled: how often the dial was given up.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Deferred[UpstreamSide] = Deferred(self._cancelled)
+        self.cancelled = 0
+
+    def _cancelled(self, answer: Deferred[UpstreamSide]) -> None:
+        self.cancelled += 1
+
+    async def dial(
+        self, pool: Pool, timeout: float, build: Callable[[], UpstreamSide]
+    ) -> Dialed[UpstreamSide]:
+        target = pool.elect()
+        if target is None:
+            raise AllFailed(DialFailed("no-target", "every target is full"), None, 0)
+        try:
+            return Dialed(await self.answer, target, 0)
+        except DialFailed as failed:
+            pool.release(target)
+            raise AllFailed(failed, target, 1) from None
+        except BaseException:
+            pool.release(target)
+            raise
+
+
+class SessionTestCase(SynchronousTestCase):
+    """
+    With one session, whose client has just been admitted or not.
+
+    @ivar ended: the sessions of which the end was told.
+    """
+
+    def setUp(self) -> None:
+        self.make()
+
+    def make(self, **timeouts: float) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.ended: list[Session] = []
+        self.pool = Pool(PoolConfig(name="p", targets=(TargetConfig(host="h", port=1, max_sessions=1),)))
+        self.dialer = StubDialer()
+        self.deadlines = Deadlines(self.clock)
+        policy = Policy(
+            Timeouts(**timeouts),
+            self.pool,
+            cast("Dialer", self.dialer),
+            self.deadlines,
+            self.clock,
+            self.ended.append,
+        )
+        self.client = Transport(self.clock, Side())
+        self.session = Session(policy, 1, self.client.protocol, self.clock.seconds())
+
+    def relay(self) -> None:
+        """Go on to where bytes are relayed."""
+        self.session.begin()
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+
+    def relaying(self, **timeouts: float) -> None:
+        self.make(**timeouts)
+        self.relay()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and all that was to happen meanwhile happen when it was to."""
+        end = self.clock.seconds() + seconds
+        while (calls := self.clock.getDelayedCalls()) and calls[0].getTime() <= end:
+            self.clock.advance(max(calls[0].getTime() - self.clock.seconds(), 0.0))
+        self.clock.advance(end - self.clock.seconds())
+
+    def assert_ended(self, reason: Reason, code: str) -> None:
+        """The session has ended, once, for this; and nothing of it is left."""
+        self.assertEqual(self.ended, [self.session])
+        self.assertIs(self.session.state, State.CLOSED)
+        self.assertEqual((self.session.reason, self.session.code), (reason, code))
+        self.assert_nothing_left()
+
+    def assert_nothing_left(self) -> None:
+        self.assertIsNone(self.session.bucket)
+        self.assertEqual([target.sessions for target in self.pool.targets], [0])
+        sides = [self.session.client, self.session.upstream]
+        for side in sides:
+            if side is not None:
+                self.assertIsNone(side.session)
+                self.assertTrue(side.gone or side.transport.closed)
+                self.assertIsNone(side.transport.producer)
+        # The deadlines' own timer may still ring once, for nobody.
+        self.advance(10_000)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(len(self.ended), 1)
+
+    def assert_relaying(self) -> None:
+        self.assertEqual(self.ended, [])
+
+
+class BeginningTests(SessionTestCase):
+    def test_a_refused_client_is_reset_and_nobody_dialed(self) -> None:
+        self.session.refuse(Reason.DENIED)
+        self.assertEqual(self.client.told, ["abort"])
+        self.assert_ended(Reason.DENIED, "PR")
+
+    def test_once_dialed_the_transports_produce_for_each_other(self) -> None:
+        self.relay()
+        self.assertIs(self.client.producer, self.upstream)
+        self.assertIs(self.upstream.producer, self.client)
+        self.assertEqual(self.client.told, ["resume"])
+        self.assertEqual(self.upstream.told, ["pause", "resume"])
+        self.client.sends(b"question")
+        self.upstream.sends(b"answer")
+        self.assertEqual((self.upstream.written, self.client.written), (b"question", b"answer"))
+        self.assertEqual(self.pool.targets[0].sessions, 1)
+        self.session.cut(Reason.DRAIN_TIMEOUT)
+
+    def test_a_dial_that_fails_ends_it(self) -> None:
+        for cause, reason, code in (
+            ("refused", Reason.DIAL_FAILED, "SC"),
+            ("unreachable", Reason.DIAL_FAILED, "SC"),
+            ("resolve", Reason.DIAL_FAILED, "SC"),
+            ("other", Reason.DIAL_FAILED, "SC"),
+            ("timeout", Reason.DIAL_TIMEOUT, "sC"),
+            ("no-resources", Reason.NO_RESOURCES, "RC"),
+        ):
+            self.make()
+            self.session.begin()
+            self.dialer.answer.errback(DialFailed(cause, "so it was"))
+            self.assertEqual((self.session.error, self.session.retries), ("so it was", 1))
+            self.assertIs(self.session.target, self.pool.targets[0])
+            self.assertEqual(self.client.told, ["abort"])
+            self.assert_ended(reason, code)
+
+    def test_without_a_target_it_ends_at_once(self) -> None:
+        elected = self.pool.elect()
+        assert elected is not None
+        self.session.begin()
+        self.assertIsNone(self.session.target)
+        self.pool.release(elected)
+        self.assert_ended(Reason.NO_TARGET, "SC")
+
+    def test_a_dial_that_fails_as_it_never_should_ends_it_too(self) -> None:
+        self.session.begin()
+        self.dialer.answer.errback(ZeroDivisionError("a defect"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assert_ended(Reason.DIAL_FAILED, "SC")
+
+    def test_a_client_that_leaves_cancels_the_dial(self) -> None:
+        self.session.begin()
+        self.client.resets()
+        self.assertEqual(self.dialer.cancelled, 1)
+        self.assert_ended(Reason.CLIENT_LEFT, "CC")
+
+    def test_a_client_that_is_gone_without_a_word_cancels_the_dial(self) -> None:
+        self.session.begin()
+        self.client.goes()
+        self.assertEqual(self.dialer.cancelled, 1)
+        self.assert_ended(Reason.CLIENT_LEFT, "CC")
+
+    def test_an_upstream_that_reset_before_it_was_taken(self) -> None:
+        self.session.begin()
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.upstream.resets()
+        self.upstream.goes()
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.assert_ended(Reason.UPSTREAM_RESET, "SD")
+
+    def test_an_upstream_that_was_gone_before_it_was_taken(self) -> None:
+        self.session.begin()
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.upstream.goes()
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.assert_ended(Reason.UPSTREAM_RESET, "SD")
+
+
+class EndTests(SessionTestCase):
+    def setUp(self) -> None:
+        self.relaying()
+
+    def test_done_when_both_have_ended(self) -> None:
+        for first, second in (("client", "upstream"), ("upstream", "client")):
+            self.relaying()
+            getattr(self, first).ends()
+            self.assertEqual(getattr(self, second).told[-1], "end")
+            self.assert_relaying()
+            getattr(self, second).ends()
+            self.assertEqual(getattr(self, first).told[-1], "close")  # which says its end too
+            self.assert_ended(Reason.DONE, "--")
+
+    def test_bytes_follow_an_end_of_the_other_direction(self) -> None:
+        self.client.ends()
+        self.upstream.sends(b"the answer")
+        self.assertEqual(self.client.written, b"the answer")
+        self.upstream.ends()
+        self.assert_ended(Reason.DONE, "--")
+
+    def test_not_done_before_both_ends_are_delivered(self) -> None:
+        self.client.blocked = self.upstream.blocked = True
+        self.client.ends()
+        self.upstream.ends()
+        self.assert_relaying()
+        self.upstream.protocol.writeConnectionLost()
+        self.assert_relaying()
+        self.client.protocol.writeConnectionLost()
+        self.assert_ended(Reason.DONE, "--")
+
+    def test_cut_in_each_state_resets_both_sides(self) -> None:
+        def dialing() -> None:
+            self.make()
+            self.session.begin()
+
+        def half_closed() -> None:
+            self.relaying()
+            self.client.ends()
+
+        def settling() -> None:
+            self.relaying()
+            self.upstream.waiting = 10
+            self.client.resets()
+            self.client.goes()
+
+        for begin, code in ((dialing, "KC"), (self.relaying, "KD"), (half_closed, "KD")):
+            begin()
+            self.session.cut(Reason.DRAIN_TIMEOUT)
+            self.assertIn("abort", self.client.told)
+            if self.session.upstream is not None:
+                self.assertIn("abort", self.upstream.told)
+            self.assert_ended(Reason.DRAIN_TIMEOUT, code)
+        settling()
+        self.session.cut(Reason.DRAIN_TIMEOUT)
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_cut_again_does_nothing(self) -> None:
+        self.session.cut(Reason.DRAIN_TIMEOUT)
+        self.session.cut(Reason.LIFETIME)
+        self.assertEqual(self.client.told.count("abort"), 1)
+        self.assert_ended(Reason.DRAIN_TIMEOUT, "KD")
+
+
+class ResetTests(SessionTestCase):
+    def setUp(self) -> None:
+        self.relaying()
+
+    def test_the_other_is_reset_once_it_has_everything(self) -> None:
+        for first, second, reason, code in (
+            ("client", "upstream", Reason.CLIENT_RESET, "CD"),
+            ("upstream", "client", Reason.UPSTREAM_RESET, "SD"),
+        ):
+            self.relaying()
+            one, other = getattr(self, first), getattr(self, second)
+            other.waiting = 10
+            one.resets()
+            one.sends(b"what it had sent before")
+            self.assertEqual(other.written, b"what it had sent before")
+            self.advance(10)
+            self.assertFalse(other.closed)
+            one.goes()
+            self.advance(10)
+            self.assertFalse(other.closed)
+            self.assert_relaying()
+            other.waiting = 0
+            self.advance(1)
+            self.assertEqual(other.told[-1], "abort")
+            self.assertEqual(self.session.error, "Connection reset by peer")
+            self.assert_ended(reason, code)
+
+    def test_what_the_other_still_sends_is_read_and_not_counted(self) -> None:
+        self.upstream.sends(b"counted")
+        self.upstream.waiting = 10
+        self.client.resets()
+        self.upstream.sends(b"in vain")
+        self.assertEqual(self.upstream.told[-1], "resume")
+        self.assertEqual((self.client.written, self.upstream.protocol.received), (b"counted", 7))
+        self.client.goes()
+        self.upstream.waiting = 0
+        self.advance(1)
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_one_that_acknowledges_nothing_is_not_waited_for_for_ever(self) -> None:
+        self.relaying(half_close=60)
+        self.upstream.waiting = 10
+        self.client.resets()
+        self.client.goes()
+        self.advance(150)
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_without_time_outs_it_is_waited_for_at_leisure(self) -> None:
+        self.relaying(half_close=0, idle=0)
+        self.upstream.waiting = 10
+        self.client.resets()
+        self.client.goes()
+        begun = self.clock.seconds()
+        looks = 0
+        while self.clock.seconds() < begun + 100:
+            (call,) = self.clock.getDelayedCalls()
+            self.clock.advance(call.getTime() - self.clock.seconds())
+            looks += 1
+        self.assertLess(looks, 250)
+        self.upstream.waiting = 0
+        self.advance(1)
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_both_reset(self) -> None:
+        self.client.resets()
+        self.upstream.resets()
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_the_other_goes_while_it_is_waited_for(self) -> None:
+        self.upstream.waiting = 10
+        self.client.resets()
+        self.client.goes()
+        self.upstream.resets()
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_the_other_ends_while_it_is_waited_for(self) -> None:
+        self.upstream.waiting = 10
+        self.client.resets()
+        self.client.goes()
+        self.upstream.ends()
+        self.assert_relaying()
+        self.upstream.waiting = 0
+        self.advance(1)
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+
+    def test_a_reset_after_the_upstreams_whole_answer_costs_the_client_nothing(self) -> None:
+        self.client.blocked = True
+        self.upstream.sends(b"the answer")
+        self.upstream.ends()
+        self.upstream.resets()
+        self.upstream.goes()
+        self.assertFalse(self.client.closed)
+        self.client.protocol.writeConnectionLost()
+        self.assertFalse(self.client.closed)
+        self.client.ends()
+        self.assertEqual(self.client.told[-1], "close")
+        self.assert_ended(Reason.UPSTREAM_RESET, "SD")
+
+    def test_a_client_that_keeps_the_answer_and_never_ends_is_cut(self) -> None:
+        self.relaying(half_close=60)
+        self.upstream.ends()
+        self.upstream.resets()
+        self.upstream.goes()
+        self.advance(59)
+        self.assert_relaying()
+        self.advance(4)
+        self.assert_ended(Reason.UPSTREAM_RESET, "SD")
+
+
+class TimeTests(SessionTestCase):
+    def test_idle_is_counted_from_the_last_byte_of_either(self) -> None:
+        self.relaying(idle=100)
+        for transport in (self.client, self.upstream, self.client):
+            self.advance(90)
+            transport.sends(b"x")
+        self.advance(99)
+        self.assert_relaying()
+        self.advance(5)
+        self.assert_ended(Reason.UPSTREAM_IDLE, "sD")
+
+    def test_idle_is_counted_from_when_the_upstream_was_there(self) -> None:
+        self.make(idle=100)
+        self.session.begin()
+        self.advance(500)
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.advance(99)
+        self.assert_relaying()
+        self.advance(5)
+        self.assertEqual(len(self.ended), 1)
+
+    def test_who_was_silent(self) -> None:
+        for speak, silent, code in (
+            (lambda: self.client.sends(b"?"), Reason.UPSTREAM_IDLE, "sD"),
+            (lambda: self.upstream.sends(b"!"), Reason.CLIENT_IDLE, "cD"),
+        ):
+            self.relaying(idle=100)
+            self.advance(1)
+            speak()
+            self.advance(110)
+            self.assert_ended(silent, code)
+
+    def test_who_takes_no_bytes_is_who_was_silent(self) -> None:
+        for slow, reason in (
+            ("client", Reason.CLIENT_IDLE),
+            ("upstream", Reason.UPSTREAM_IDLE),
+        ):
+            self.relaying(idle=100)
+            getattr(self, slow).waiting = 10
+            self.advance(210)
+            self.assertEqual([session.reason for session in self.ended], [reason])
+
+    def test_a_peer_that_takes_bytes_however_slowly_is_not_idle(self) -> None:
+        self.relaying(idle=100)
+        self.client.waiting = 100_000
+        for _ in range(20):
+            self.advance(103)
+            self.client.waiting -= 1
+        self.assert_relaying()
+        self.advance(210)
+        self.assert_ended(Reason.CLIENT_IDLE, "cD")
+
+    def test_idle_off_waits_for_ever(self) -> None:
+        self.relaying(idle=0)
+        self.advance(1e7)
+        self.assert_relaying()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.session.cut(Reason.DRAIN_TIMEOUT)
+
+    def test_half_closed_has_a_time_out_of_its_own(self) -> None:
+        self.relaying(idle=1000, half_close=60)
+        self.advance(500)
+        self.client.ends()
+        self.advance(59)
+        self.assert_relaying()
+        self.advance(4)
+        self.assert_ended(Reason.UPSTREAM_HALF_CLOSED, "sD")
+
+    def test_bytes_in_the_open_direction_refresh_it(self) -> None:
+        self.relaying(half_close=60)
+        self.client.ends()
+        for _ in range(50):
+            self.advance(55)
+            self.upstream.sends(b"x")
+        self.upstream.ends()
+        self.assert_ended(Reason.DONE, "--")
+
+    def test_it_is_counted_from_the_end_not_from_the_last_byte(self) -> None:
+        self.relaying(half_close=60)
+        self.advance(500)
+        self.upstream.ends()
+        self.advance(59)
+        self.assert_relaying()
+        self.client.ends()
+        self.assert_ended(Reason.DONE, "--")
+
+    def test_half_closed_by_the_upstream_the_client_is_who_was_silent(self) -> None:
+        self.relaying(half_close=60)
+        self.upstream.ends()
+        self.advance(63)
+        self.assert_ended(Reason.CLIENT_HALF_CLOSED, "cD")
+
+    def test_a_shorter_idle_time_out_holds_for_half_closed_ones_too(self) -> None:
+        self.relaying(idle=10, half_close=60)
+        self.client.ends()
+        self.advance(11)
+        self.assert_ended(Reason.UPSTREAM_HALF_CLOSED, "sD")
+
+    def test_half_close_off_leaves_idle(self) -> None:
+        self.relaying(idle=100, half_close=0)
+        self.client.ends()
+        self.advance(99)
+        self.assert_relaying()
+        self.advance(5)
+        self.assertEqual(len(self.ended), 1)
+
+    def test_lifetime_is_never_refreshed(self) -> None:
+        self.relaying(lifetime=100)
+        for _ in range(99):
+            self.advance(1)
+            self.client.sends(b"x")
+        self.assert_relaying()
+        self.advance(5)
+        self.assert_ended(Reason.LIFETIME, "PD")
+
+    def test_lifetime_holds_while_half_closed(self) -> None:
+        self.relaying(lifetime=100, half_close=1000)
+        self.client.ends()
+        self.advance(104)
+        self.assert_ended(Reason.LIFETIME, "PD")
+
+    def test_lifetime_holds_while_dialing(self) -> None:
+        self.make(lifetime=100)
+        self.session.begin()
+        self.advance(104)
+        self.assertEqual(self.dialer.cancelled, 1)
+        self.assert_ended(Reason.LIFETIME, "PC")
+
+    def test_lifetime_counts_from_the_accept(self) -> None:
+        self.make(lifetime=100)
+        self.session.begin()
+        self.advance(90)
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.advance(14)
+        self.assert_ended(Reason.LIFETIME, "PD")
+
+
+class AnythingTests(SessionTestCase):
+    """Whatever transports may tell, in any order that they may tell it in."""
+
+    def test_each_session_ends_once_and_leaves_nothing(self) -> None:
+        events = st.tuples(
+            st.sampled_from(("client", "upstream")),
+            st.sampled_from(("sends", "ends", "delivers", "resets", "goes", "blocks", "waits", "acks")),
+        )
+
+        @given(st.lists(st.one_of(events, st.tuples(st.just("dial"), st.just(""))), max_size=20))
+        def check(script: list[tuple[str, str]]) -> None:
+            self.make(lifetime=5000)
+            self.session.begin()
+            self.upstream = Transport(self.clock, UpstreamSide())
+            for name, what in script:
+                self.act(name, what)
+                self.advance(0.01)
+            self.advance(6000)
+            self.assertEqual(self.ended, [self.session])
+            self.assertIs(self.session.state, State.CLOSED)
+            self.assert_nothing_left()
+
+        check()
+
+    def act(self, name: str, what: str) -> None:
+        """Let it happen, if it can."""
+        dialed = self.dialer.answer.called
+        if name == "dial":
+            if not dialed:
+                self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+            return
+        transport: Transport = getattr(self, name)
+        side = transport.protocol
+        resumed = dialed and self.session.upstream is not None
+        if side.gone or transport.closed:
+            return
+        if what == "sends" and resumed and not side.ended:
+            transport.sends(b"x")
+        elif what == "ends" and resumed and not side.ended and side.reset is None:
+            transport.ends()
+        elif what == "delivers" and "end" in transport.told and not side.delivered:
+            side.writeConnectionLost()
+        elif what == "resets" and side.reset is None and (dialed or name == "client"):
+            transport.resets()
+        elif what == "goes" and (dialed or name == "client"):
+            transport.goes()
+        elif what == "blocks":
+            transport.blocked = True
+        elif what == "waits" and side.reset is None:
+            transport.waiting += 10
+        elif what == "acks":
+            transport.waiting = 0
