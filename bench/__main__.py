@@ -23,7 +23,7 @@ from . import lines, relays, report
 from .lines import LINES, Line
 from .relays import RELAYS, Missing, Relay
 from .report import Run
-from .sample import PLACEMENTS, Amount, Cores, descriptors, most_idle, take
+from .sample import PLACEMENTS, Amount, Cores, descriptors, idle_sessions, raise_limit, take
 
 EPILOG = f"""\
 lines:
@@ -35,6 +35,9 @@ relays:
 Everything stays on loopback addresses and ends with the benchmark. docs/performance.md says what the
 figures mean.
 """
+
+QUIET = 0.05
+"""Of all cores' time, what others may take without a word about it."""
 
 
 def names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
@@ -130,6 +133,21 @@ def machine() -> dict[str, object]:
     }
 
 
+def busy() -> float:
+    """How much of all cores' time something else takes, just now."""
+
+    def read() -> tuple[int, int]:
+        fields = [
+            int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        ]
+        return sum(fields), fields[3] + fields[4]  # idle, iowait
+
+    total, idle = read()
+    time.sleep(1)
+    total_then, idle_then = read()
+    return 1 - (idle_then - idle) / max(1, total_then - total)
+
+
 def say(text: str) -> None:
     """Progress; not part of the result."""
     end = "\r" if sys.stderr.isatty() else "\n"
@@ -164,7 +182,7 @@ def measure(given: argparse.Namespace, amount: Amount) -> Run:
     run: Run = {
         "format": 1,
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": {**machine(), "busy_before": busy()},
         "options": {"rounds": given.rounds, "quick": given.quick, "pin": given.pin},
         "amount": attrs.asdict(amount),
         "lines": {
@@ -175,6 +193,8 @@ def measure(given: argparse.Namespace, amount: Amount) -> Run:
         "skipped": {},
         "samples": [],
     }
+    if run["machine"]["busy_before"] > QUIET:
+        say(f"the machine does other work ({run['machine']['busy_before']:.0%}): expect noise\n")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         present = prepare(given.only, Path(folder), run)
         count = given.rounds * len(wanted) * len(present)
@@ -188,10 +208,9 @@ def measure(given: argparse.Namespace, amount: Amount) -> Run:
                         about = f", {left / 60:.0f} min left" if done > len(present) else ""
                         say(f"round {number}, {line.name}, {relay.name} ({done}/{count}{about})")
                         sample = {"round": number, "line": line.name, "relay": relay.name}
-                        if line.kind == "echo" and line.idle and relay.idle:
-                            sample["left_out"] = "a process per session"
-                        else:
-                            sample |= take(relay, line, amount, placement(given.pin, line))
+                        if line.idle and (note := idle_sessions(relay, amount.idle)[1]):
+                            sample["note"] = f"only {note}"
+                        sample |= take(relay, line, amount, placement(given.pin, line))
                         run["samples"].append(sample)
         except KeyboardInterrupt:
             run["interrupted"] = True
@@ -220,11 +239,8 @@ def main() -> int:
     """Do as the command line says; the exit status."""
     given = arguments()
     signal.signal(signal.SIGTERM, terminated)
-    if given.idle > most_idle():
-        say(
-            f"{most_idle()} idle sessions, not {given.idle}: {descriptors()} descriptors are allowed\n"
-        )
-    amount = Amount(given.seconds, given.warmup, given.sessions, min(given.idle, most_idle()))
+    raise_limit()
+    amount = Amount(given.seconds, given.warmup, given.sessions, given.idle)
     if given.profile:
         from . import profile
 

@@ -38,7 +38,16 @@ def run(line: Line, amount: Amount, cores: Cores, profiler: str) -> None:
         out = str(Path(folder, "profile"))
         match profiler:
             case "py-spy":
-                record = ["py-spy", "record", "--native", "--format", "raw", "-o", out]
+                record = [
+                    "py-spy",
+                    "record",
+                    "--native",
+                    "--function",
+                    "--format",
+                    "raw",
+                    "-o",
+                    out,
+                ]
                 subprocess.run([*record, "-d", seconds, "-p", pid], check=True)
                 print(hottest(Path(out).read_text()))
             case "perf":

@@ -62,12 +62,14 @@ class Relay:
 
     @ivar ours: not a peer.
     @ivar idle: how many idle sessions it is asked to hold at most; 0: as many as anybody.
+    @ivar each: how many descriptors it has open for a session.
     """
 
     name: str
     title: str
     ours: bool = False
     idle: int = 0
+    each: int = 2
 
     def prepare(self, folder: Path) -> str:
         """
@@ -246,7 +248,7 @@ RELAYS: tuple[Relay, ...] = (
     HAProxy("haproxy", "HAProxy"),
     HAProxy("haproxy-splice", "HAProxy splice-auto", splice=True),
     Nginx("nginx", "nginx stream"),
-    Go("go", "Go io.Copy"),
+    Go("go", "Go io.Copy", each=6),  # two of them pipes, four descriptors
     Portforward("portforward", "Twisted portforward"),
     Socat("socat", "socat", idle=200),
 )

@@ -134,7 +134,7 @@ def outcome(run: Run, goal: Goal) -> Outcome:
 def goals(run: Run) -> str:
     """Each goal on a line, and whether it is met."""
     said = {True: "met", False: "NOT MET", None: "not measured"}
-    found = [outcome(run, goal) for goal in GOALS]
+    found = [outcome(run, goal) for goal in GOALS if goal.line in run["lines"]]
     return "\n".join(
         [
             f"goals ({relays.BY_NAME[OURS].title})",
@@ -145,29 +145,34 @@ def goals(run: Run) -> str:
 
 def failures(run: Run) -> Iterator[str]:
     """What was left out, and why."""
+    if run.get("interrupted"):
+        yield "interrupted: not all rounds are complete"
     for name, why in run["skipped"].items():
         yield f"{name} is left out: {why}"
     for sample in run["samples"]:
         if "error" in sample:
             where = f"round {sample['round']}, {sample['line']}, {sample['relay']}"
             yield f"{where}: {sample['error']}"
-        elif "left_out" in sample:
-            yield f"{sample['line']}, {sample['relay']}: {sample['left_out']}"
+        if "note" in sample:
+            yield f"{sample['line']}, {sample['relay']}: {sample['note']}"
 
 
 def heading(run: Run) -> str:
     """Where and with what."""
     machine, options, amount = run["machine"], run["options"], run["amount"]
+    busy = machine["busy_before"]
     placed: dict[str, list[str]] = {}
     for name, line in run["lines"].items():
-        cores = f"relay on core {line['relay']}, load on {line['load']}" if line["relay"] else "any"
-        placed.setdefault(cores.replace("(", "").replace(",)", "").replace(")", ""), []).append(
-            name
-        )
+        cores = "on any core"
+        if line["relay"]:
+            relay, load = (",".join(map(str, line[each])) for each in ("relay", "load"))
+            cores = f"relay on core {relay}, load on {load}"
+        placed.setdefault(cores, []).append(name)
     return "\n".join(
         [
             f"{run['when']}: {machine['cpu']}, {machine['cores']} cores, {machine['kernel']}",
             f"medians of {options['rounds']} rounds, {amount['seconds']:g} s a sample",
+            f"the machine was busy with other work for {busy:.0%} when it began",
             *(f"  {cores}: {', '.join(names)}" for cores, names in placed.items()),
             *(f"  {name:17}  {each['version']}" for name, each in run["relays"].items()),
         ]

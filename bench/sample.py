@@ -30,6 +30,7 @@ from .lines import Line
 from .relays import Place, Relay
 
 PATIENCE = 15.0
+ENOUGH = 65536
 PLACEMENTS = ("apart", "together", "off")
 PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,8 +48,8 @@ class Failed(Exception):
 class Cores:
     """Which cores the relay runs on and which the load; empty: wherever the kernel puts them."""
 
-    relay: tuple[int, ...] = ()
-    load: tuple[int, ...] = ()
+    relay: list[int] = attrs.field(factory=list)
+    load: list[int] = attrs.field(factory=list)
 
     @classmethod
     def placed(cls, how: str) -> Cores:
@@ -58,8 +59,8 @@ class Cores:
         """
         *others, last = sorted(os.sched_getaffinity(0))
         if how == "together":
-            return cls((last,), (last,))
-        return cls((last,), tuple(others)) if how == "apart" and others else cls()
+            return cls([last], [last])
+        return cls([last], others) if how == "apart" and others else cls()
 
 
 @attrs.frozen
@@ -82,9 +83,21 @@ def descriptors() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
-def most_idle() -> int:
-    """How many idle sessions a relay may hold, two descriptors each, under that limit."""
-    return (descriptors() - 200) // 2
+def raise_limit() -> None:
+    """Let processes have as many descriptors as any relay needs here, where we are allowed to."""
+    wanted = max(descriptors(), ENOUGH)
+    with contextlib.suppress(ValueError, PermissionError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+
+
+def idle_sessions(relay: Relay, wanted: int) -> tuple[int, str]:
+    """How many idle sessions a relay is to hold, and why not as many as wanted."""
+    possible = (descriptors() - 200) // relay.each
+    if relay.idle and relay.idle < min(wanted, possible):
+        return relay.idle, f"{relay.idle} sessions, it has a process for each"
+    if possible < wanted:
+        return possible, f"{possible} sessions, of {relay.each} descriptors out of {descriptors()}"
+    return wanted, ""
 
 
 @contextlib.contextmanager
@@ -240,14 +253,15 @@ class Sample:
         to = f"{place.host}:{place.port}"
         return Load(self._stack, self._cores, kind, to, *common, *arguments)
 
-    @property
-    def idle(self) -> int:
-        """How many idle sessions it is to hold."""
-        return min(self._amount.idle, self._relay.idle or self._amount.idle, most_idle())
+    def hold(self) -> int:
+        """
+        Open the idle sessions.
 
-    def hold(self) -> None:
-        hold = self._load("hold", "--sessions", self.idle)
-        hold.says(PATIENCE + self.idle / 100)
+        @return: how many there are.
+        """
+        count, _ = idle_sessions(self._relay, self._amount.idle)
+        self._load("hold", "--sessions", count).says(PATIENCE + count / 100)
+        return count
 
     def take(self) -> dict[str, int]:
         """What was measured. Raises `Failed` where a relay did."""
@@ -266,15 +280,14 @@ class Sample:
         self._load("setup", *warmup).says(PATIENCE)
         time.sleep(0.3)
         before = cost.memory(pid)
-        self.hold()
+        count = self.hold()
         time.sleep(0.5)
-        return {"before": before, "after": cost.memory(pid), "sessions": self.idle}
+        return {"before": before, "after": cost.memory(pid), "sessions": count}
 
     def _under_load(self) -> dict[str, int]:
         found: dict[str, int] = {}
         if self._line.idle:
-            self.hold()
-            found["idle"] = self.idle
+            found["idle"] = self.hold()
         found.update(self.start_load().says(PATIENCE + self._amount.seconds + 30))
         return found
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet import error
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import ClientCreator, Protocol
 from twisted.internet.task import deferLater
@@ -31,6 +31,8 @@ from .upstream import Pool, Resolver, Target
 ATTEMPT_DELAY = 0.25
 # Between attempts at a Unix socket whose queue is full.
 QUEUE_FULL_DELAY = 0.02
+# Of an attempt that the system alone may end, which it does sooner.
+_NO_LIMIT = 3600.0
 # Of an attempt for which no time is left: a machine may stand still for longer than a time-out.
 _SHORTEST = 0.001
 CAUSES = ("refused", "unreachable", "timeout", "resolve", "no-resources", "no-target", "other")
@@ -81,6 +83,47 @@ class AllFailed(DialFailed):
         self.retries = retries
 
 
+@define(eq=False)
+class _Dial(Generic[P]):
+    """
+    What one dial has tried.
+
+    @ivar deadline: when its time is up, if there is a `timeout`.
+    @ivar failed: how the last target failed.
+    """
+
+    pool: Pool
+    build: Callable[[], P]
+    timeout: float
+    deadline: float
+    tried: list[Target] = field(factory=list)
+    failed: DialFailed | None = None
+
+    def share(self, clock: Any) -> float | None:
+        """
+        @return: seconds for the target tried last: of what is left, an equal part for each that may
+            still be tried; None where there is no limit.
+        """
+        if not self.timeout:
+            return None
+        targets = min(self.pool.retries + 1, len(self.pool.targets))
+        left = max(targets - len(self.tried) + 1, 1)
+        to_go: float = self.deadline - clock.seconds()
+        return max(to_go / left, _SHORTEST)
+
+    def next_target(self) -> Target | None:
+        """
+        @return: another target, with a session counted on it; None where enough were tried.
+        """
+        return self.pool.elect(self.tried) if len(self.tried) <= self.pool.retries else None
+
+    def all_failed(self) -> AllFailed:
+        """The error that tells of it."""
+        failed = self.failed or DialFailed("no-target", "every target is at its limit of sessions")
+        tried = self.tried
+        return AllFailed(failed, tried[-1] if tried else None, max(len(tried) - 1, 0))
+
+
 class Dialer:
     """
     Opens upstream connections through one pump.
@@ -95,40 +138,68 @@ class Dialer:
         self._pump = pump
         self._resolver = resolver
 
-    async def dial(self, pool: Pool, timeout: float, build: Callable[[], P]) -> Dialed[P]:
+    def dial(self, pool: Pool, timeout: float, build: Callable[[], P]) -> Deferred[Dialed[P]]:
         """
         Connect to a target of `pool`.
 
         @param timeout: seconds over everything; 0: the system's time-out for each attempt.
         @param build: makes the protocol for an attempt.
-        @raise AllFailed: when no target was connected to, or time ran out.
+        @return: fails with `AllFailed` when no target was connected to, or time ran out; may be
+            cancelled.
         """
-        deadline = self._reactor.seconds() + timeout
-        tried: list[Target] = []
-        failed = DialFailed("no-target", "every target is at its limit of sessions")
-        while len(tried) <= pool.retries:
-            target = pool.elect(tried)
-            if target is None:
-                break
-            tried.append(target)
-            share = None
-            if timeout:
-                left = min(pool.retries + 1, len(pool.targets)) - len(tried) + 1
-                share = max((deadline - self._reactor.seconds()) / max(left, 1), _SHORTEST)
+        dial = _Dial(pool, build, timeout, self._reactor.seconds() + timeout)
+        target = pool.elect()
+        if target is None or not target.literal:
+            return Deferred.fromCoroutine(self._try_targets(dial, target))
+        # Nearly every dial is this: one address, which answers. A coroutine, with all that can happen
+        # in it, would cost a tenth of the session's set-up.
+        dial.tried.append(target)
+        share = dial.share(self._reactor) or _NO_LIMIT
+        outcome: Deferred[Any]
+        try:
+            outcome = ClientCreator(self._pump, build).connectTCP(
+                target.config.host, target.config.port, timeout=share
+            )
+        except OSError:
+            outcome = fail()
+        return outcome.addCallbacks(Dialed, self._first_failed, (target, 0), {}, (dial, target))
+
+    def _first_failed(
+        self, failure: Failure, dial: _Dial[P], target: Target
+    ) -> Failure | Deferred[Dialed[P]]:
+        dial.pool.release(target)
+        failed = failure.value
+        if not isinstance(failed, (OSError, error.ConnectError)):
+            return failure  # cancelled
+        self._note(dial, target, DialFailed(*_cause(failed)))
+        return Deferred.fromCoroutine(self._try_targets(dial, dial.next_target()))
+
+    async def _try_targets(self, dial: _Dial[P], target: Target | None) -> Dialed[P]:
+        """
+        @param target: the first to try, elected already.
+        @raise AllFailed: when it and those elected after it have failed.
+        """
+        while target is not None:
+            dial.tried.append(target)
             try:
-                protocol = await self._dial_target(target.config, share, build)
-            except DialFailed as error:
-                failed = error
-                pool.release(target)
-                self.log.debug(
-                    "Dialing {target} failed: {detail}", target=target.label, detail=error.detail
-                )
+                share = dial.share(self._reactor)
+                protocol = await self._dial_target(target.config, share, dial.build)
+            except DialFailed as failed:
+                dial.pool.release(target)
+                self._note(dial, target, failed)
             except BaseException:
-                pool.release(target)
+                dial.pool.release(target)
                 raise
             else:
-                return Dialed(protocol, target, len(tried) - 1)
-        raise AllFailed(failed, tried[-1] if tried else None, max(len(tried) - 1, 0))
+                return Dialed(protocol, target, len(dial.tried) - 1)
+            target = dial.next_target()
+        raise dial.all_failed()
+
+    def _note(self, dial: _Dial[P], target: Target, failed: DialFailed) -> None:
+        dial.failed = failed
+        self.log.debug(
+            "Dialing {target} failed: {detail}", target=target.label, detail=failed.detail
+        )
 
     async def _dial_target(
         self, target: TargetConfig, share: float | None, build: Callable[[], P]
@@ -163,7 +234,7 @@ class Dialer:
         started = self._reactor.seconds()
         while True:
             try:
-                return await maybeDeferred(creator.connectUNIX, path, timeout=share or 3600.0)
+                return await maybeDeferred(creator.connectUNIX, path, timeout=share or _NO_LIMIT)
             except error.ConnectError as failed:
                 if failed.osError != errno.EAGAIN:
                     raise
@@ -180,7 +251,9 @@ class Dialer:
     ) -> Deferred[P]:
         def attempt(address: str) -> Deferred[P]:
             creator = ClientCreator(self._pump, build)
-            return maybeDeferred(creator.connectTCP, address, target.port, timeout=share or 3600.0)
+            return maybeDeferred(
+                creator.connectTCP, address, target.port, timeout=share or _NO_LIMIT
+            )
 
         if len(addresses) == 1:
             return attempt(addresses[0])

@@ -38,7 +38,8 @@ class Relay(Service):
 
     @param reactor: Twisted's reactor.
     @param notifier: the line to systemd, if there is one.
-    @param give_up: called with a sentence when the relay can't start; it must not return.
+    @param give_up: called with a sentence when the relay can't start; it must not return. Without it,
+        `privilegedStartService` raises the `FwdrelayError`.
     @ivar listeners: by name.
     """
 
@@ -49,9 +50,10 @@ class Relay(Service):
         self,
         config: Config,
         reactor: Any,
-        notifier: Notifier,
-        give_up: Callable[[str], None],
+        notifier: Notifier | None = None,
+        give_up: Callable[[str], None] | None = None,
     ) -> None:
+        notifier = Notifier() if notifier is None else notifier
         self.config = config
         self._reactor = reactor
         self._notifier = notifier
@@ -87,6 +89,8 @@ class Relay(Service):
             for listener in self.listeners.values():
                 listener.listen()
         except FwdrelayError as failed:
+            if self._give_up is None:
+                raise
             self._give_up(str(failed))
 
     def startService(self) -> None:

@@ -269,9 +269,15 @@ def makeService(options: Options) -> IService:
     # A reactor may be chosen by twistd's own options, so nothing imports it before.
     from twisted.internet import reactor
 
+    from .observe.sink import PatientOutput
     from .process.sdnotify import Notifier
     from .relay import Relay
 
+    twistd: dict[str, Any] = options.parent or {}
+    if twistd.get("nodaemon") and twistd.get("logfile") in (None, "-"):
+        # Here twistd is about to begin its log, on whatever is the standard output then.
+        sys.stdout.flush()
+        sys.stdout = PatientOutput()
     service = MultiService()
     relay = Relay(
         options.config,

@@ -144,7 +144,7 @@ class DeadlinesTests(SynchronousTestCase):
         self.deadlines.discard(entry)
 
     def test_any_order_of_sets_moves_and_discards(self) -> None:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
         )
 

@@ -22,7 +22,15 @@ from tests.upstream.test_resolve import Names
 class StrictClock(Clock):
     """As strict as reactors are."""
 
-    def callLater(self, delay: float, callable: Any, *args: Any, **kw: Any) -> Any:
+    nameResolver: Any
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Any,  # noqa: A002 (that is how Twisted calls it)
+        *args: object,
+        **kw: object,
+    ) -> Any:
         assert delay >= 0, f"{delay} is in the past"
         return super().callLater(delay, callable, *args, **kw)
 
@@ -103,7 +111,8 @@ def refused(number: int = errno.ECONNREFUSED) -> error.ConnectError:
 class DialTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor: Any = StrictClock()
-        self.names = self.reactor.nameResolver = Names()
+        self.names = Names()
+        self.reactor.nameResolver = self.names
         self.pump = Pump(self.reactor)
         self.dialer = Dialer(self.reactor, cast("Any", self.pump), Resolver(self.reactor))
 
@@ -111,9 +120,7 @@ class DialTestCase(SynchronousTestCase):
         """Begin a dial to a pool of these targets."""
         configs = tuple(parse_target(text) for text in targets)
         self.pool = Pool(PoolConfig(name="p", targets=configs, retries=retries))
-        self.dialing: Deferred[Dialed[Protocol]] = Deferred.fromCoroutine(
-            self.dialer.dial(self.pool, timeout, Protocol)
-        )
+        self.dialing: Deferred[Dialed[Protocol]] = self.dialer.dial(self.pool, timeout, Protocol)
 
     @property
     def last(self) -> Attempt:

@@ -126,11 +126,6 @@ class Listener(ServerFactory):
             )
 
     def _bind(self, description: str) -> IListeningPort:
-        if description.startswith("systemd:") and not os.environ.get("LISTEN_FDS"):
-            raise CannotListen(
-                f"cannot listen on {description}: systemd has handed over no sockets; is"
-                " fwdrelay.socket started?"
-            )
         try:
             bound: list[IListeningPort | Failure] = []
             serverFromString(self._pump, description).listen(self).addBoth(bound.append)
@@ -145,7 +140,8 @@ class Listener(ServerFactory):
             raise CannotListen(f"cannot listen on {description}: {why}") from None
         except LookupError:
             raise CannotListen(
-                f"cannot listen on {description}: systemd has handed over no such socket"
+                f"cannot listen on {description}: systemd has handed over no such socket; is"
+                " fwdrelay.socket started?"
             ) from None
         except (OSError, OverflowError, ValueError, TypeError) as failed:
             why = getattr(failed, "strerror", None) or str(failed) or type(failed).__name__

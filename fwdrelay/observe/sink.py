@@ -8,6 +8,7 @@ log.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 from typing import Any
@@ -45,7 +46,9 @@ class Sink:
         if self._path is None:
             return _STDOUT
         try:
-            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            # Of a pipe that nobody reads, O_NONBLOCK makes an error instead of a wait.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            return os.open(self._path, flags, 0o640)
         except OSError as failed:
             raise CannotOpenLog(
                 f"cannot write the access log {self._path}: {failed.strerror}"
@@ -115,3 +118,24 @@ class Sink:
                 )
             self._broken = True
             self._waiting.clear()
+
+
+class PatientOutput(io.TextIOBase):
+    """
+    Standard output for what the process itself has to say, which is little: what nobody takes is
+    dropped, for a write that waits would stop the relay.
+    """
+
+    def __init__(self) -> None:
+        self._ready = select.poll()
+        self._ready.register(_STDOUT, select.POLLOUT)
+
+    def write(self, text: str) -> int:
+        """Write as much of `text` as is taken at once."""
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data and any(event & select.POLLOUT for _, event in self._ready.poll(0)):
+                data = data[os.write(_STDOUT, data[:_AT_ONCE]) :]
+        except OSError:
+            pass  # nowhere is left to tell of it
+        return len(text)

@@ -9,11 +9,12 @@ place in the kernel's queue, and says so once.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any
 
 from twisted.internet import main, tcp, unix
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -141,10 +142,31 @@ class TCPPort(_PatientPort):
 
 
 class UNIXPort(_PatientPort, unix.Port):
-    """A listening Unix socket. One that was inherited stays in the file system: it is its owner's."""
+    """
+    A listening Unix socket. One that was inherited stays in the file system: it is its owner's.
+
+    @param address: its path; `@` in front: one of Linux's abstract names, which need no lock file.
+    """
+
+    def __init__(
+        self,
+        address: str | bytes,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        reactor: Any = None,
+        wantPID: bool = False,
+    ) -> None:
+        path = os.fsencode(address)
+        if path[:1] == b"@":
+            super().__init__(b"\0" + path[1:], factory, backlog, mode, reactor)
+        else:
+            super().__init__(path, factory, backlog, mode, reactor, wantPID)
 
     def startListening(self) -> None:
         self._inherited = self._preexistingSocket is not None
+        # Its owner's socket stays open for who comes next; Twisted sees to that for TCP only.
+        self._shouldShutdown = not self._inherited
         super().startListening()
 
     def connectionLost(self, reason: Failure) -> None:

@@ -35,16 +35,21 @@ from .pipes import Pipes
 from .port import TCPPort, UNIXPort, _PatientPort
 from .stream import Stream
 
+_STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
+
 
 class _LoopPort(_PatientPort):
     """A port in the loop's table, whose connections are streams."""
 
     pump: SplicedPump
     _listening_fd = -1
+    _kind: tuple[int, int, int]
 
     def startReading(self) -> None:
         if self._listening_fd < 0:
             self._listening_fd = self.socket.fileno()
+            # As plain numbers: Python makes enumeration members of them each time they are asked for.
+            self._kind = int(self.socket.family), int(self.socket.type), self.socket.proto
             self.pump.loop.add(self._listening_fd, self, select.EPOLLIN)
 
     def stopReading(self) -> None:
@@ -66,8 +71,7 @@ class _LoopPort(_PatientPort):
         # socket.accept() would make two Python objects and ask the system two things more.
         fd, peer = self.socket._accept()  # type: ignore[union-attr]
         os.set_blocking(fd, False)
-        listening = self.socket
-        sock = socket.SocketType(listening.family, listening.type, listening.proto, fd)
+        sock = socket.SocketType(*self._kind, fd)
         assert self.factory is not None
         protocol = self.factory.buildProtocol(peer)
         pump = self.pump
@@ -123,7 +127,7 @@ class Connecting:
         loop = self._pump.loop
         sock = None
         try:
-            sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = socket.SocketType(family, _STREAM)
             set_options(sock, self._pump.options)
             if self._bind is not None:
                 sock.bind(self._bind)

@@ -526,7 +526,11 @@ class Stream:
             producer._bulk = False
             if producer.unread and not producer.paused and producer.fd >= 0:
                 producer._go_on_later()
-        if not self.blocked and self.fd >= 0:
+        if (
+            not self.blocked
+            and self.fd >= 0
+            and (self._disconnecting or self._finishing or self.pipe)
+        ):
             self._emptied()
 
 

@@ -90,9 +90,7 @@ class Session:
         timeouts = self.policy.timeouts
         if timeouts.lifetime:
             self.policy.deadlines.set(self, self.started + timeouts.lifetime)
-        dialing = Deferred.fromCoroutine(
-            self.policy.dialer.dial(self.policy.pool, timeouts.connect, UpstreamSide)
-        )
+        dialing = self.policy.dialer.dial(self.policy.pool, timeouts.connect, UpstreamSide)
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._dial_failed)
 
@@ -160,7 +158,8 @@ class Session:
         assert upstream is not None
         if (
             self.state is State.HALF_CLOSED
-            and all(side.gone or (side.ended and side.delivered) for side in (client, upstream))
+            and (client.gone or (client.ended and client.delivered))
+            and (upstream.gone or (upstream.ended and upstream.delivered))
             and (client.ended or upstream.ended)
         ):
             self._close(Input.DELIVERED, Reason.DONE, orderly=True)
@@ -306,8 +305,8 @@ class Session:
             side.session = None
             if side.gone:
                 continue
-            side.transport.unregisterProducer()
             if orderly:
                 side.transport.loseConnection()
             else:
+                side.transport.unregisterProducer()
                 side.transport.abortConnection()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, field
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from ..config import TargetConfig
 
@@ -10,13 +11,19 @@ from ..config import TargetConfig
 @define(eq=False)
 class Target:
     """
+    @ivar literal: its host is an IP address, which needs no looking up.
     @ivar sessions: sessions that are on this target or being dialed to it.
     @ivar credit: its standing in the pool's weighted round; see `fwdrelay.upstream.pool`.
     """
 
     config: TargetConfig
+    literal: bool = field(init=False)
     sessions: int = 0
     credit: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        host = self.config.host
+        self.literal = isIPAddress(host) or isIPv6Address(host)
 
     @property
     def label(self) -> str:

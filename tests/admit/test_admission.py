@@ -46,7 +46,8 @@ class LimitTests(SynchronousTestCase):
     def test_no_more_than_the_limit_are_in(self) -> None:
         admission = Admission(Admit(max_sessions=2))
         self.assertEqual(
-            [admission.enter(client) for client in ("a", "b", "c")], [None, None, Reason.MAX_SESSIONS]
+            [admission.enter(client) for client in ("a", "b", "c")],
+            [None, None, Reason.MAX_SESSIONS],
         )
         admission.leave("a")
         self.assertIsNone(admission.enter("c"))

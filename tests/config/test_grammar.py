@@ -44,7 +44,21 @@ class DurationTests(GrammarTestCase):
         self.assertEqual(parse_duration("0"), 0.0)
 
     def test_all_else_is_refused_with_examples(self) -> None:
-        for text in ("", "5", "s", "-1s", "1d", "1 s", "1e3s", "1.s", ".5s", "1s1s", "inf", "nan", "1S"):
+        for text in (
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1d",
+            "1 s",
+            "1e3s",
+            "1.s",
+            ".5s",
+            "1s1s",
+            "inf",
+            "nan",
+            "1S",
+        ):
             self.assert_refused(parse_duration, text, "500ms, 30s, 5m, 1h, or 0 for off")
 
     @given(st.text(max_size=8))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.frontend.refusals import SUMMED_OVER, Refusals
 from fwdrelay.session import Reason
@@ -14,9 +16,10 @@ class RefusalsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.refusals = Refusals("web", self.clock)
-        self.logged: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.logged.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.logged: list[Any] = []
+        observer: Any = self.logged.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def told(self) -> list[str]:
         """What was logged."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest import SkipTest, mock
 
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.errors import CannotOpenLog
 from fwdrelay.observe import sink as module
@@ -24,9 +25,10 @@ class SinkTestCase(SynchronousTestCase):
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name, "access.log")
         self.clock = Clock()
-        self.logged: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.logged.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.logged: list[Any] = []
+        observer: Any = self.logged.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def told(self) -> list[str]:
         """What was logged."""
@@ -90,7 +92,9 @@ class FileTests(SinkTestCase):
     def test_a_file_that_cannot_be_opened(self) -> None:
         wanted = self.path / "not" / "there"
         error = self.assertRaises(CannotOpenLog, Sink, self.clock, str(wanted))
-        self.assertEqual(str(error), f"cannot write the access log {wanted}: No such file or directory")
+        self.assertEqual(
+            str(error), f"cannot write the access log {wanted}: No such file or directory"
+        )
 
     def test_text_that_is_no_text(self) -> None:
         sink = Sink(self.clock, str(self.path))

@@ -84,7 +84,9 @@ class SignalsTests(SynchronousTestCase):
 
     def test_a_third_one_cuts_what_came_since(self) -> None:
         self.reactor.turn()
-        self.assertEqual(self.send(*[signal.SIGINT] * 3)[1:], ["cut"] * (len(self.reactor.told) - 1))
+        self.assertEqual(
+            self.send(*[signal.SIGINT] * 3)[1:], ["cut"] * (len(self.reactor.told) - 1)
+        )
 
     def test_hup_opens_the_log_anew_and_stops_nothing(self) -> None:
         self.reactor.turn()

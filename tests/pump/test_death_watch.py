@@ -121,7 +121,7 @@ class DeathWatchTests(SynchronousTestCase):
         connections: list[Watched] = []
 
         class Last(Watched):
-            def connection_died(watched, error: OSError) -> None:  # noqa: N805
+            def connection_died(watched, error: OSError) -> None:
                 super().connection_died(error)
                 for each in connections:
                     self.watch.discard(each)

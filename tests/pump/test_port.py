@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.pump.port import FIRST_PAUSE, LONGEST_PAUSE, TCPPort
 from tests.case import SynchronousTestCase
@@ -111,14 +111,16 @@ class PortTestCase(SynchronousTestCase):
         self.reactor = Reactor()
         factory = Factory.forProtocol(Client)
         self.port = TCPPort(0, factory, reactor=self.reactor)
-        self.queue = self.port.socket = Queue()  # type: ignore[assignment]
+        self.queue = Queue()
+        self.port.socket = self.queue
         self.port.transport = Transport  # type: ignore[assignment]
         self.port.connected = True
         self.port.fileno = lambda: 7  # type: ignore[method-assign]
         self.port.startReading()
-        self.logged: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.logged.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.logged: list[Any] = []
+        observer: Any = self.logged.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
         Client.met = []
         Transport.aborted = []
         Accepted.closed = 0

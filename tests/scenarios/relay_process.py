@@ -19,9 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
-PATIENCE = float(os.environ.get("P", 30))
+PATIENCE = 30.0
 TWISTD = (
     sys.executable,
     "-W",
@@ -290,7 +290,7 @@ class Upstream:
         accepted.settimeout(PATIENCE)
         return accepted
 
-    def __enter__(self) -> Upstream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 from tests.case import SynchronousTestCase
@@ -41,7 +42,9 @@ def one_session(relay: RelayProcess, upstream: Upstream) -> None:
 
 class AccessLog(SynchronousTestCase):
     def log_file(self) -> Path:
-        return Path(self.mktemp()).absolute()
+        folder = tempfile.TemporaryDirectory(prefix="fwdrelay-")
+        self.addCleanup(folder.cleanup)
+        return Path(folder.name, "log")
 
     def lines(self, path: Path, count: int) -> list[str]:
         """Those of the file, as soon as there are that many."""

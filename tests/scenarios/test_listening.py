@@ -34,7 +34,10 @@ def inherited(*sockets: socket.socket) -> dict[str, Any]:
 
     return {
         "listen": False,
-        "environ": {"LISTEN_FDS": str(len(given))},
+        "environ": {
+            "LISTEN_FDS": str(len(given)),
+            "LISTEN_FDNAMES": ":".join("fwdrelay.socket" for _ in given),
+        },
         "preexec": preexec,
         "pass_fds": tuple(range(3, 3 + len(given))),
         "within": ("sh", "-c", 'LISTEN_PID=$$ exec "$0" "$@"'),

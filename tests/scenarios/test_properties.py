@@ -95,7 +95,7 @@ class Peer:
     @property
     def over(self) -> bool:
         """Nothing more can happen here."""
-        return self.arrived is not None or self.outcome is not None and not self.writing
+        return self.arrived is not None or (self.outcome is not None and not self.writing)
 
     @property
     def writing(self) -> bool:
@@ -103,7 +103,7 @@ class Peer:
         return not self.ended and not self.write_failed and (self.to_send > 0 or self.ending)
 
     def do(self, what: str, count: int) -> None:
-        if self.ending and what == "send" or self.cut:
+        if (self.ending and what == "send") or self.cut:
             return
         match what:
             case "send":

@@ -72,9 +72,7 @@ class CodeTests(SynchronousTestCase):
     def test_every_code_has_letters_of_the_manual(self) -> None:
         for reason in Reason:
             for state in set(State) - {State.CLOSED}:
-                first, second = code(reason, state)
-                self.assertIn(first, "CSPLRIDUKcs-")
-                self.assertIn(second, "RQCHDLT-")
+                self.assertRegex(code(reason, state), r"^[CSPLRIDUKcs-][RQCHDLT-]$")
 
     def test_reasons_are_words_of_their_own(self) -> None:
         words = [reason.word for reason in Reason]

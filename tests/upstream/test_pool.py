@@ -50,7 +50,9 @@ class RoundRobinTests(SynchronousTestCase):
         @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 3))
         def check(weights: list[int], rounds: int) -> None:
             hosts = "abcdef"[: len(weights)]
-            texts = [f"{host}:1,weight={weight}" for host, weight in zip(hosts, weights, strict=True)]
+            texts = [
+                f"{host}:1,weight={weight}" for host, weight in zip(hosts, weights, strict=True)
+            ]
             counts = Counter(elected(pool(*texts), rounds * sum(weights)))
             self.assertEqual([counts[host] for host in hosts], [rounds * w for w in weights])
 

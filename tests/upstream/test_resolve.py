@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import globalLogPublisher
 
 from fwdrelay.errors import DialFailed
 from fwdrelay.upstream.resolve import BELIEVED, FAILURE_BELIEVED, Addresses, Resolver, interleave
@@ -41,14 +41,22 @@ class Names:
         receiver.resolutionComplete()
 
 
+class NamingClock(Clock):
+    """A clock, and who knows names."""
+
+    nameResolver: Any
+
+
 class ResolverTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.reactor: Any = Clock()
-        self.names = self.reactor.nameResolver = Names()
+        self.reactor = NamingClock()
+        self.names = Names()
+        self.reactor.nameResolver = self.names
         self.resolver = Resolver(self.reactor)
-        self.logged: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.logged.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.logged: list[Any] = []
+        observer: Any = self.logged.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def said(self) -> list[str]:
         """What was logged, by level."""
@@ -161,7 +169,9 @@ class InterleaveTests(SynchronousTestCase):
     """RFC 8305, section 4."""
 
     def test_families_take_turns_from_the_systems_first_on(self) -> None:
-        self.assertEqual(interleave(["::1", "::2", "::3", "1.1.1.1"]), ("::1", "1.1.1.1", "::2", "::3"))
+        self.assertEqual(
+            interleave(["::1", "::2", "::3", "1.1.1.1"]), ("::1", "1.1.1.1", "::2", "::3")
+        )
         self.assertEqual(interleave(["1.1.1.1", "1.1.1.2", "::1"]), ("1.1.1.1", "::1", "1.1.1.2"))
         self.assertEqual(interleave([]), ())
 
@@ -170,6 +180,7 @@ class InterleaveTests(SynchronousTestCase):
         ordered = interleave(addresses)
         for six in (True, False):
             self.assertEqual(
-                [a for a in ordered if (":" in a) == six], [a for a in addresses if (":" in a) == six]
+                [a for a in ordered if (":" in a) == six],
+                [a for a in addresses if (":" in a) == six],
             )
         self.assertEqual(ordered[:1], tuple(addresses[:1]))

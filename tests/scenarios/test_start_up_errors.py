@@ -1,0 +1,198 @@
+"""What is wrong with a command line is one clear line and a status, not a traceback and not a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.case import SynchronousTestCase
+from tests.scenarios.relay_process import PATIENCE, TROUBLE, TWISTD
+from tests.scenarios.scenario import is_root
+
+GOOD = ("--port", "0", "--target", "localhost:80")
+EX_USAGE, EX_UNAVAILABLE, EX_CONFIG = 64, 69, 78
+
+
+class StartUpErrors(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="fwdrelay-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def run_to_its_end(
+        self, *words: str, twistd: tuple[str, ...] = ("-n",)
+    ) -> tuple[int, str, str]:
+        """
+        @return: exit status, and what it wrote to standard output and standard error.
+        """
+        done = subprocess.run(
+            [
+                sys.executable,
+                *TWISTD[-2:],
+                *twistd,
+                f"--pidfile={self.folder / 'pid'}",
+                "fwdrelay",
+                *words,
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=self.folder,
+            check=False,
+        )
+        self.assertFalse((self.folder / "pid").exists(), "the pid file is left")
+        self.assertIsNone(TROUBLE.search(done.stdout + done.stderr), done.stdout + done.stderr)
+        return done.returncode, done.stdout, done.stderr
+
+    def fails(self, status: int, *words: str, saying: tuple[str, ...]) -> None:
+        ended, _, errors = self.run_to_its_end(*words)
+        self.assertEqual(len(errors.splitlines()), 1, errors)
+        for part in saying:
+            self.assertIn(part, errors)
+        self.assertEqual(ended, status)
+
+    def test_an_unknown_option_and_what_it_may_have_meant(self) -> None:
+        saying = ("unknown option --idle-timout", "--idle-timeout")
+        self.fails(EX_USAGE, *GOOD, "--idle-timout", "3s", saying=saying)
+
+    def test_an_unknown_option_alone(self) -> None:
+        self.fails(EX_USAGE, "--frobnicate", saying=("unknown option --frobnicate",))
+
+    def test_an_option_without_its_value(self) -> None:
+        self.fails(EX_USAGE, *GOOD, "--listen", saying=("listen", "requires argument"))
+
+    def test_an_argument_that_is_none(self) -> None:
+        self.fails(EX_USAGE, *GOOD, "localhost:81", saying=("unexpected argument 'localhost:81'",))
+
+    def test_no_target(self) -> None:
+        self.fails(EX_USAGE, "--port", "0", saying=("--target", "nothing to relay to", "HOST:PORT"))
+
+    def test_both_a_target_and_the_demonstration(self) -> None:
+        self.fails(EX_USAGE, *GOOD, "--demo", saying=("--target", "not both --demo and a target"))
+
+    def test_nowhere_to_listen(self) -> None:
+        self.fails(EX_USAGE, "--target", "localhost:80", saying=("nothing to listen on", "--port"))
+
+    def test_values_that_make_no_sense(self) -> None:
+        """One process for all: `--check` reads them just the same, and start-up costs the time."""
+        wrong = [
+            (("--target", "localhost"), "'localhost' is not a target"),
+            (("--target", "localhost:0"), "'0' is not a port"),
+            (("--target", "localhost:65536"), "'65536' is not a port"),
+            (("--target", "::1:80"), "ambiguous"),
+            (("--target", "[::1:80"), "is"),
+            (("--target", "300.1.1.1:80"), "not an IPv4 address"),
+            (("--target", "local host:80"), "not a host name"),
+            (("--target", "unix:"), "1 to 107 bytes"),
+            (("--target", "a:80,weight=x"), "'x' is not a whole number"),
+            (("--target", "a:80,colour=red"), "it takes weight=N"),
+            (("--target", "localhost:80"), "there twice"),
+            (("--idle-timeout", "3"), "is not a duration"),
+            (("--connect-timeout", "-1s"), "is not a duration"),
+            (("--max-sessions", "many"), "is not a whole number"),
+            (("--allow", "10.0.0.0/33"), "is not a network"),
+            (("--deny", "somebody"), "is not a network"),
+            (("--balance", "fair"), "'fair' is not one of"),
+            (("--pump", "hand"), "'hand' is not one of"),
+            (("--access-log-format", "xml"), "'xml' is not one of"),
+            (("--listen", "ssl:443"), "is not an endpoint"),
+            (("--listen", "tcp:http"), "'tcp:http' is not a tcp: endpoint"),
+            (("--listen", "tcp:0:backlog=x"), "is not a tcp: endpoint"),
+            (("--port", "65536"), "'65536' is not a port"),
+            (("--port", "http"), "'http' is not a port"),
+        ]
+        code = (
+            "import sys, traceback; from fwdrelay.tap import Options\n"
+            "for line in sys.stdin:\n"
+            "    try: Options().parseOptions(line.rstrip('\\n').split('\\t'))\n"
+            "    except SystemExit as exit: print(exit.code, file=sys.stderr)\n"
+        )
+        given = "\n".join("\t".join([*GOOD, *words]) for words, _ in wrong)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        lines = done.stderr.splitlines()
+        self.assertEqual(len(lines), 2 * len(wrong), done.stderr)
+        for (words, saying), said, status in zip(wrong, lines[::2], lines[1::2], strict=True):
+            self.assertIn(saying, said)
+            self.assertTrue(said.startswith(f"fwdrelay: {words[0]}: "), said)
+            self.assertEqual(status, str(EX_USAGE))
+
+    def test_a_port_that_is_taken(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            words = ("--port", port, "--interface", "127.0.0.1", "--target", "localhost:80")
+            self.fails(EX_UNAVAILABLE, *words, saying=("cannot listen", "Address already in use"))
+
+    def test_an_interface_that_is_not_this_machine_s(self) -> None:
+        self.fails(
+            EX_UNAVAILABLE, *GOOD, "--interface", "192.0.2.1", saying=("Cannot assign requested",)
+        )
+
+    def test_sockets_that_systemd_did_not_hand_over(self) -> None:
+        endpoint = "systemd:domain=INET:index=0"
+        saying = (f"cannot listen on {endpoint}", "no such socket")
+        self.fails(EX_UNAVAILABLE, *GOOD, "--listen", endpoint, saying=saying)
+
+    def test_a_unix_path_in_no_folder(self) -> None:
+        path = self.folder / "nowhere" / "relay"
+        self.fails(
+            EX_UNAVAILABLE,
+            *GOOD,
+            "--listen",
+            f"unix:{path}",
+            saying=("cannot listen", "No such file"),
+        )
+
+    def test_an_access_log_that_cannot_be_written(self) -> None:
+        os.mkfifo(self.folder / "fifo")
+        for path, why in (
+            (self.folder, "Is a directory"),
+            (self.folder / "nowhere" / "log", "No such file or directory"),
+            (self.folder / "fifo", "No such device or address"),  # nobody reads it
+        ):
+            saying = ("cannot write the access log", str(path), why)
+            self.fails(EX_UNAVAILABLE, *GOOD, "--access-log", str(path), saying=saying)
+
+    @unittest.skipIf(is_root(), "root may write any file")
+    def test_an_access_log_that_may_not_be_written(self) -> None:
+        path = self.folder / "log"
+        path.touch(mode=0o400)
+        self.fails(EX_UNAVAILABLE, *GOOD, "--access-log", str(path), saying=("Permission denied",))
+
+    def test_check_says_that_nothing_is_wrong(self) -> None:
+        ended, said, errors = self.run_to_its_end(*GOOD, "--check")
+        self.assertEqual((ended, errors), (0, ""))
+        self.assertIn("nothing is wrong", said)
+
+    def test_check_says_what_is_wrong(self) -> None:
+        self.fails(EX_CONFIG, "--check", "--port", "0", saying=("nothing to relay to",))
+        self.fails(EX_CONFIG, *GOOD, "--check", "--port", "70000", saying=("is not a port",))
+
+    def test_a_daemon_tells_its_parent(self) -> None:
+        with self.taken_port() as port:
+            log = self.folder / "twistd.log"
+            ended, _, errors = self.run_to_its_end(
+                *("--port", port, "--interface", "127.0.0.1", "--target", "localhost:80"),
+                twistd=(f"--logfile={log}",),
+            )
+        self.assertEqual(ended, 1)
+        self.assertIn("Address already in use", errors)
+
+    @contextlib.contextmanager
+    def taken_port(self) -> Iterator[str]:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            yield str(taken.getsockname()[1])

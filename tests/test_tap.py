@@ -1,0 +1,256 @@
+"""`fwdrelay.tap`: from a command line to a `Config`, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+from unittest import mock
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.plugin import getPlugins
+
+from fwdrelay.config import (
+    ACCESS_LOG_FORMATS,
+    BALANCES,
+    PUMPS,
+    Admit,
+    Config,
+    KeepAlive,
+    ListenerConfig,
+    PoolConfig,
+    TargetConfig,
+    Timeouts,
+)
+from fwdrelay.config.grammar import parse_network
+from fwdrelay.tap import EX_CONFIG, EX_USAGE, Options
+from tests.case import SynchronousTestCase
+
+LEAST = ("--port", "5678", "--target", "localhost:80")
+
+
+def config_of(*arguments: str) -> Config:
+    """What is asked for by a command line."""
+    options = Options()
+    options.parseOptions(arguments)
+    return options.config
+
+
+class TapTestCase(SynchronousTestCase):
+    def listener(self, *arguments: str) -> ListenerConfig:
+        """The one listener that is asked for by the least one can say, and these."""
+        (listener,) = config_of(*LEAST, *arguments).listeners
+        return listener
+
+    def pool(self, *arguments: str) -> PoolConfig:
+        """The one pool."""
+        (pool,) = config_of(*arguments).pools
+        return pool
+
+    def refused(self, *arguments: str, status: int = EX_USAGE) -> str:
+        """The one line that a command line is refused with."""
+        stderr = io.StringIO()
+        with mock.patch.object(sys, "__stderr__", stderr), redirect_stdout(io.StringIO()):
+            stopped = self.assertRaises(SystemExit, config_of, *arguments)
+        self.assertEqual(stopped.code, status)
+        told = stderr.getvalue()
+        self.assertRegex(told, r"\Afwdrelay: [^\n]+ \(see twistd fwdrelay --help\)\n\Z")
+        return told
+
+
+class OptionsTests(TapTestCase):
+    def test_the_least_one_can_say(self) -> None:
+        config = config_of(*LEAST)
+        (listener,) = config.listeners
+        self.assertRegex(listener.listen[0], r"^tcp:5678:interface=(\\:\\:|0\.0\.0\.0)$")
+        self.assertEqual(
+            config,
+            Config(
+                listeners=(
+                    ListenerConfig(
+                        name=listener.name,
+                        listen=listener.listen,
+                        pool=listener.pool,
+                        timeouts=Timeouts(connect=5.0, idle=3600.0, half_close=60.0, lifetime=0.0),
+                        admit=Admit(),
+                    ),
+                ),
+                pools=(
+                    PoolConfig(
+                        name=listener.pool,
+                        targets=(TargetConfig(host="localhost", port=80),),
+                        balance="round-robin",
+                    ),
+                ),
+                demo=False,
+                pump="auto",
+                keepalive=KeepAlive(idle=60.0, user_timeout=0.0),
+                access_log="stdout",
+                access_log_format="json",
+                drain_timeout=30.0,
+            ),
+        )
+
+    def test_the_short_ones(self) -> None:
+        self.assertEqual(config_of("-p", "5678", "-t", "localhost:80"), config_of(*LEAST))
+
+    def test_where_to_listen(self) -> None:
+        for arguments, listen in (
+            (("-p", "0", "--interface", "127.0.0.1"), ("tcp:0:interface=127.0.0.1",)),
+            (("-p", "1", "--interface", "::1"), (r"tcp:1:interface=\:\:1",)),
+            (("-p", "1", "--interface", "[::1]"), (r"tcp:1:interface=\:\:1",)),
+            (("--listen", "tcp:1", "--listen", "unix:/run/s"), ("tcp:1", "unix:/run/s")),
+            (
+                ("-p", "1", "--interface", "127.0.0.1", "--listen", "tcp6:2"),
+                ("tcp:1:interface=127.0.0.1", "tcp6:2"),
+            ),
+            (("--listen", "systemd:domain=INET6:name=a"), ("systemd:domain=INET6:name=a",)),
+        ):
+            (listener,) = config_of("-t", "h:1", *arguments).listeners
+            self.assertEqual(listener.listen, listen)
+
+    def test_targets(self) -> None:
+        self.assertEqual(
+            self.pool("-p", "1", "-t", "a:1,weight=2", "--target", "unix:/b,backup").targets,
+            (TargetConfig(host="a", port=1, weight=2), TargetConfig(path="/b", backup=True)),
+        )
+
+    def test_one_address_may_be_two_targets_by_different_names(self) -> None:
+        targets = self.pool("-p", "1", "-t", "a:1", "-t", "a:1,name=again").targets
+        self.assertEqual([target.label for target in targets], ["a:1", "again"])
+
+    def test_demo(self) -> None:
+        config = config_of("-p", "1", "--demo")
+        self.assertTrue(config.demo)
+        self.assertEqual(config.pools[0].targets, ())
+
+    def test_time_outs(self) -> None:
+        given = {
+            "--connect-timeout": "500ms",
+            "--idle-timeout": "5m",
+            "--half-close-timeout": "30s",
+            "--lifetime": "1h",
+        }
+        self.assertEqual(
+            self.listener(*[word for pair in given.items() for word in pair]).timeouts,
+            Timeouts(connect=0.5, idle=300, half_close=30, lifetime=3600),
+        )
+        self.assertEqual(config_of(*LEAST, "--drain-timeout", "0").drain_timeout, 0)
+
+    def test_who_may_enter(self) -> None:
+        admit = self.listener(
+            *("--allow", "10.0.0.0/8", "--allow", "::1", "--deny", "10.1.0.0/16"),
+            *("--max-sessions", "100", "--max-sessions-per-client", "5"),
+        ).admit
+        self.assertEqual(
+            admit,
+            Admit(
+                allow=(parse_network("10.0.0.0/8"), parse_network("::1")),
+                deny=(parse_network("10.1.0.0/16"),),
+                max_sessions=100,
+                sessions_per_client=5,
+            ),
+        )
+
+    def test_choices(self) -> None:
+        for option, field, choices in (
+            ("--pump", "pump", PUMPS),
+            ("--access-log-format", "access_log_format", ACCESS_LOG_FORMATS),
+        ):
+            for choice in choices:
+                self.assertEqual(getattr(config_of(*LEAST, option, choice), field), choice)
+        for choice in BALANCES:
+            self.assertEqual(self.pool(*LEAST, "--balance", choice).balance, choice)
+
+    def test_the_rest(self) -> None:
+        self.assertEqual(config_of(*LEAST, "--access-log", "off").access_log, "off")
+        self.assertEqual(config_of(*LEAST, "--access-log", "/var/log/a").access_log, "/var/log/a")
+        self.assertEqual(
+            config_of(*LEAST, "--keepalive", "0", "--user-timeout", "10s").keepalive,
+            KeepAlive(idle=0, user_timeout=10),
+        )
+
+    def test_check_says_that_nothing_is_wrong(self) -> None:
+        stdout = io.StringIO()
+        with redirect_stdout(stdout):
+            stopped = self.assertRaises(SystemExit, config_of, *LEAST, "--check")
+        self.assertEqual(stopped.code, 0)
+        self.assertIn("nothing is wrong", stdout.getvalue())
+
+
+class RefusedTests(TapTestCase):
+    def test_values_that_are_none(self) -> None:
+        for option, value, words in (
+            ("--port", "http", "is not a port: write a number from 0 to 65535"),
+            ("--port", "65536", "is not a port"),
+            ("--target", "localhost", "HOST:PORT, [IPV6]:PORT or unix:PATH"),
+            ("--target", "localhost:80", "is there twice"),
+            ("--listen", "5678", "tcp:, tcp6:, unix:, systemd:"),
+            ("--listen", "ssl:5678", "tcp:, tcp6:, unix:, systemd:"),
+            ("--listen", "tcp:http:x=1", "is not a tcp: endpoint"),
+            ("--balance", "random", ", ".join(BALANCES)),
+            ("--connect-timeout", "5", "500ms, 30s, 5m, 1h, or 0 for off"),
+            ("--idle-timeout", "long", "is not a duration"),
+            ("--half-close-timeout", "-1s", "is not a duration"),
+            ("--lifetime", "1d", "is not a duration"),
+            ("--drain-timeout", "x", "is not a duration"),
+            ("--keepalive", "x", "is not a duration"),
+            ("--user-timeout", "x", "is not a duration"),
+            ("--max-sessions", "-1", "whole number from 0 up"),
+            ("--max-sessions-per-client", "x", "whole number from 0 up"),
+            ("--allow", "localhost", "10.0.0.0/8, 2001:db8::/32 or one address"),
+            ("--deny", "10.0.0.0/33", "is not a network"),
+            ("--access-log-format", "xml", ", ".join(ACCESS_LOG_FORMATS)),
+            ("--pump", "bicycle", ", ".join(PUMPS)),
+        ):
+            told = self.refused(*LEAST, f"{option}={value}")
+            self.assertIn(f"fwdrelay: {option}: ", told)
+            self.assertIn(words, told)
+
+    def test_what_is_missing(self) -> None:
+        for arguments, option, words in (
+            ((), "--", "give"),
+            (("-t", "h:1"), "--port", "give --port or --listen"),
+            (("-p", "1"), "--target", "or --demo"),
+            (("-p", "1", "-t", "h:1", "--demo"), "--target", "not both"),
+            (("--listen", "tcp:1", "-t", "h:1", "--interface", "::1"), "--interface", "--port"),
+        ):
+            told = self.refused(*arguments)
+            self.assertIn(option, told)
+            self.assertIn(words, told)
+
+    def test_unknown_options_are_told_what_was_meant(self) -> None:
+        for wrong, meant in (
+            ("--targets", "--target"),
+            ("--idle-timout", "--idle-timeout"),
+            ("--max-session-per-client", "--max-sessions-per-client"),
+        ):
+            told = self.refused(*LEAST, wrong, "1")
+            self.assertIn(f"unknown option {wrong}; did you mean {meant}?", told)
+
+    def test_unknown_options_that_are_like_none(self) -> None:
+        told = self.refused(*LEAST, "--xyzzy")
+        self.assertIn("unknown option --xyzzy ", told)
+        self.assertNotIn("did you mean", told)
+
+    def test_an_option_without_its_value(self) -> None:
+        self.assertIn("port", self.refused("--port"))
+
+    def test_arguments_that_are_no_options(self) -> None:
+        self.assertIn("unexpected argument 'localhost:80'", self.refused("-p", "1", "localhost:80"))
+
+    def test_check_has_a_status_of_its_own(self) -> None:
+        self.refused(*LEAST, "--check", "--pump", "bicycle", status=EX_CONFIG)
+
+
+class PluginTests(SynchronousTestCase):
+    def test_twistd_finds_it(self) -> None:
+        found = [each for each in getPlugins(IServiceMaker) if each.tapname == "fwdrelay"]
+        self.assertEqual(len(found), 1)
+        maker: Any = found[0]
+        self.assertIs(maker.options, Options)
+        options = maker.options()
+        options.parseOptions(["--listen", "tcp:0:interface=127.0.0.1", "--target", "127.0.0.1:1"])
+        service = maker.makeService(options)
+        self.assertTrue(IService.providedBy(service))
