@@ -10,12 +10,13 @@ waits for the earliest bucket; with nothing due, nothing ticks.
 from __future__ import annotations
 
 import heapq
-import math
 from typing import Any, Protocol
 
 from twisted.logger import Logger
 
 FINEST = 0.05
+# Of the buckets, by how many bits the seconds still to go have.
+_WIDTHS = tuple(max(2.0 ** (bits - 6), 2.0**-5) for bits in range(64))
 
 
 class Entry(Protocol):
@@ -43,9 +44,9 @@ class Deadlines:
     def set(self, entry: Entry, due: float) -> None:
         """Look at `entry` when the clock reaches `due` (seconds); moves it if it was set before."""
         self.discard(entry)
-        width = max((due - self._clock.seconds()) / 32, FINEST)
-        width = 2.0 ** math.floor(math.log2(width))
-        due = math.ceil(due / width) * width
+        wait = int(max(due - self._clock.seconds(), 0.0))
+        width = _WIDTHS[wait.bit_length()]
+        due = -(-due // width) * width  # rounded up; exact, for widths are powers of two
         bucket = self._buckets.get(due)
         if bucket is None:
             bucket = self._buckets[due] = set()

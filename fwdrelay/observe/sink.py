@@ -105,7 +105,9 @@ class Sink:
         try:
             # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
             while self._waiting and ready.poll(0):
-                written = os.write(self._fd, self._waiting[:_AT_ONCE])
+                # Whole lines, for what else the process has to say may come between.
+                end = self._waiting.rfind(b"\n", 0, _AT_ONCE) + 1
+                written = os.write(self._fd, self._waiting[: end or _AT_ONCE])
                 del self._waiting[:written]
             self._broken = False
         except BlockingIOError:

@@ -190,7 +190,7 @@ class Loop:
             if not events and not self._again and not self._calls:
                 return
             self._serve(events)
-            if self._epoll is not epoll:
+            if self._epoll is not epoll or len(events) < 2:
                 return
             timeout = 0
 

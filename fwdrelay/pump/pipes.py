@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 # Bytes asked for; one that stays smaller serves too.
-WANTED = 1 << 18
+WANTED = 1 << 20
 _KEPT = 64
 _UNUSED_FOR = 0.5
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -39,6 +39,9 @@ class Policy:
     """
     What all sessions of one listener share.
 
+    @ivar idle: how long both sides may be silent, in seconds.
+    @ivar half_closed: the same once one side has ended.
+    @ivar lifetime: how long a session may last.
     @ivar clock: `twisted.internet.interfaces.IReactorTime`.
     @ivar ended: told of each session that has ended, once.
     """
@@ -49,6 +52,21 @@ class Policy:
     deadlines: Deadlines
     clock: Any
     ended: Callable[[Session], None]
+    idle: float = field(init=False)
+    half_closed: float = field(init=False)
+    lifetime: float = field(init=False)
+
+    @idle.default
+    def _idle(self) -> float:
+        return self.timeouts.idle or math.inf
+
+    @half_closed.default
+    def _half_closed(self) -> float:
+        return min(self.idle, self.timeouts.half_close or math.inf)
+
+    @lifetime.default
+    def _lifetime(self) -> float:
+        return self.timeouts.lifetime or math.inf
 
 
 @define(eq=False)
@@ -87,10 +105,10 @@ class Session:
         """The client is admitted; it is paused. Dial."""
         self.client.session = self
         self.state = after(self.state, Input.ADMITTED)
-        timeouts = self.policy.timeouts
-        if timeouts.lifetime:
-            self.policy.deadlines.set(self, self.started + timeouts.lifetime)
-        dialing = self.policy.dialer.dial(self.policy.pool, timeouts.connect, UpstreamSide)
+        policy = self.policy
+        if policy.lifetime < math.inf:
+            policy.deadlines.set(self, self.started + policy.lifetime)
+        dialing = policy.dialer.dial(policy.pool, policy.timeouts.connect, UpstreamSide)
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._dial_failed)
 
@@ -219,21 +237,13 @@ class Session:
         assert other is not None
         return other
 
-    def _patience(self) -> float:
-        """
-        @return: how long both sides may be silent, in seconds.
-        """
-        idle = self.policy.timeouts.idle or math.inf
-        if self.state is State.HALF_CLOSED:
-            return min(idle, self.policy.timeouts.half_close or math.inf)
-        return idle
-
     def _due(self, since: float) -> float:
         """
         @return: when to look again, if nothing is heard after `since`.
         """
-        lifetime = self.policy.timeouts.lifetime or math.inf
-        return min(since + self._patience(), self.started + lifetime)
+        policy = self.policy
+        patience = policy.half_closed if self.state is State.HALF_CLOSED else policy.idle
+        return min(since + patience, self.started + policy.lifetime)
 
     def _wait(self) -> None:
         due = self._due(self.policy.clock.seconds())
@@ -242,15 +252,15 @@ class Session:
 
     def overdue(self, now: float) -> float | None:
         """Asked by the deadlines: is time up? A peer that takes bytes, however slowly, isn't idle."""
-        lifetime = self.policy.timeouts.lifetime
-        if lifetime and now >= self.started + lifetime:
+        end = self.started + self.policy.lifetime
+        if now >= end:
             self._close(Input.TIMED_OUT, Reason.LIFETIME)
             return None
         if self.upstream is None:
-            return self.started + lifetime
-        heard = max(self.client.heard, self.upstream.heard, self._changed)
-        if now < heard + self._patience():
-            return self._due(heard)
+            return end
+        due = self._due(max(self.client.heard, self.upstream.heard, self._changed))
+        if now < due:
+            return due
         unsent = self.client.transport.unsent() + self.upstream.transport.unsent()
         if unsent and unsent != self._unsent:
             self._unsent = unsent

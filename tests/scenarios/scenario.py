@@ -34,14 +34,14 @@ _BLOCK = random.Random(20).randbytes(MB - 8)
 class Scenario(SynchronousTestCase):
     """
     Its tests run over the first of `PUMPS`; for each further one there is a subclass, named after it,
-    in the same module.
+    in the same module. Not so with `every_pump=False`, for what has nothing to do with pumps.
     """
 
     pump: ClassVar[str] = PUMPS[0]
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
+    def __init_subclass__(cls, *, every_pump: bool = True, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "pump" in cls.__dict__:
+        if "pump" in cls.__dict__ or not every_pump:
             return
         for pump in PUMPS[1:]:
             name = f"{cls.__name__}{pump.capitalize()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import resource
 import select
@@ -79,7 +80,7 @@ class Exhaustion(Scenario):
                 limit_descriptors(relay, relay.at_rest + free)
                 with relay.connect() as client:
                     client.sendall(b"hello")
-                    wait_until(lambda start=start: self.has_decided(relay, upstream, start))
+                    wait_until(functools.partial(self.has_decided, relay, upstream, start))
                 limit_descriptors(relay, 1000)
                 self.take_all(upstream)
                 with self.session(relay, upstream) as (client, server):

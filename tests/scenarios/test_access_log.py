@@ -184,7 +184,7 @@ class AccessLog(SynchronousTestCase):
             self.assertEqual(sum(told in line for line in relay.lines), 1)
 
 
-class Unread(Scenario):
+class Unread(Scenario, every_pump=False):
     def test_a_standard_output_that_nobody_reads_stops_nothing(self) -> None:
         count = 600  # more than the pipe of the output takes
         with Upstream() as upstream, self.relaying("--target", upstream.target) as relay:

@@ -101,7 +101,7 @@ class DialFailures(Scenario):
             self.assertEqual(len(relay.ended(50)), 50)
 
 
-class NextTarget(Scenario):
+class NextTarget(Scenario, every_pump=False):
     def test_the_next_target_is_tried_when_one_refuses(self) -> None:
         with (
             Upstream() as upstream,
@@ -292,7 +292,7 @@ def cpu_seconds(relay: RelayProcess) -> float:
 
 
 @unittest.skipUnless(is_root(), "needs root, for a mount namespace with an /etc/hosts of its own")
-class Names(Scenario):
+class Names(Scenario, every_pump=False):
     def test_the_addresses_of_a_name_are_raced(self) -> None:
         """One that drops silently costs a moment, not the connect time-out."""
         hosts = self.path("hosts")

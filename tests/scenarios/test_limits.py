@@ -154,9 +154,7 @@ class Limits(Scenario):
             relay.turn_away()
             self.has_ended(relay, "max-sessions-per-client", "PR")
             with socket.create_connection(
-                relay.addresses[0],
-                30,
-                source_address=("127.0.0.2", 0),  # type: ignore[arg-type]
+                ("127.0.0.1", relay.port), 30, source_address=("127.0.0.2", 0)
             ) as other:
                 other.sendall(b"hello")
                 with upstream.accept() as server:
@@ -179,7 +177,7 @@ class Limits(Scenario):
             relay.ended(3)
 
 
-class Admission(Scenario):
+class Admission(Scenario, every_pump=False):
     def test_who_is_denied_is_reset_and_told(self) -> None:
         with self.relaying("--target", "127.0.0.1:9", "--deny", "127.0.0.0/8") as relay:
             relay.turn_away()
@@ -193,9 +191,7 @@ class Admission(Scenario):
             relay.turn_away()
             self.has_ended(relay, "denied", "PR")
             with socket.create_connection(
-                relay.addresses[0],
-                30,
-                source_address=("127.0.0.2", 0),  # type: ignore[arg-type]
+                ("127.0.0.1", relay.port), 30, source_address=("127.0.0.2", 0)
             ) as other:
                 other.sendall(b"hello")
                 with upstream.accept() as server:

@@ -78,6 +78,7 @@ class Reset(Scenario):
             self.relaying("--target", upstream.target) as relay,
             self.session(relay, upstream) as (client, server),
         ):
+            greet(client, server)
             server.sendall(b"before")
             wait_until_taken(server)
             reset(server)
