@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import socket
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -228,3 +231,32 @@ class RelayTests(RelayTestCase):
 
 class SplicedRelayTests(RelayTests):
     pump: PumpName = "splice"
+
+
+class GarbageTests(RelayTestCase):
+    pump: PumpName = "auto"
+
+    async def test_a_session_leaves_nothing_for_the_collector_of_cycles(self) -> None:
+        relay = self.start()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for end in ("loseConnection", "abortConnection"):
+            client, server = await self.session(relay)
+            parts = self.parts(relay)
+            getattr(client.transport, end)()
+            await server.closed if end == "abortConnection" else await server.ended
+            server.transport.loseConnection()
+            await client.closed
+            await server.closed
+            while relay.active:
+                await deferLater(reactor, 0)
+            await deferLater(reactor, 0)
+            self.assertEqual([part() for part in parts], [None] * len(parts), end)
+        await relay.stopService()
+
+    def parts(self, relay: Relay) -> list[weakref.ref[Any]]:
+        """What the only session of `relay` consists of."""
+        (session,) = relay.listeners["l"].sessions
+        assert session.upstream is not None
+        sides = (session.client, session.upstream)
+        return [weakref.ref(p) for p in (session, *sides, *(side.transport for side in sides))]

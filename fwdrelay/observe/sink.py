@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import select
+import time
 from typing import Any
 
 from twisted.logger import Logger
@@ -22,6 +23,8 @@ _AT_ONCE = select.PIPE_BUF
 _BOUND = 1 << 20
 _RETRY = 0.05
 _STDOUT = 1
+# Seconds that a reader has to take what is left at the end.
+LAST_WAIT = 1.0
 
 
 class Sink:
@@ -79,11 +82,14 @@ class Sink:
         self._fd = opened
 
     def close(self) -> None:
-        """Write what is taken at once, and be done."""
+        """Write what is left, as far as it is taken within `LAST_WAIT`, and be done."""
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
-        self._write_what_is_taken()
+        # Nothing is left that could be held up; and those whose sessions a stop cut are among it.
+        self._write_what_is_taken(LAST_WAIT)
+        self._dropped += self._waiting.count(b"\n")
+        self._tell_dropped()
         if self._path is not None:
             os.close(self._fd)
 
@@ -92,19 +98,24 @@ class Sink:
         self._write_what_is_taken()
         if self._waiting:
             self._flushing = self._reactor.callLater(_RETRY, self._flush)
-        elif self._dropped:
+        else:
+            self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
             self.log.warn(
                 "The access log was not read fast enough: {dropped} lines were dropped.",
                 dropped=self._dropped,
             )
             self._dropped = 0
 
-    def _write_what_is_taken(self) -> None:
+    def _write_what_is_taken(self, patience: float = 0.0) -> None:
+        deadline = time.monotonic() + patience
         ready = select.poll()
         ready.register(self._fd, select.POLLOUT)
         try:
             # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
-            while self._waiting and ready.poll(0):
+            while self._waiting and ready.poll(max(deadline - time.monotonic(), 0) * 1000):
                 # Whole lines, for what else the process has to say may come between.
                 end = self._waiting.rfind(b"\n", 0, _AT_ONCE) + 1
                 written = os.write(self._fd, self._waiting[: end or _AT_ONCE])

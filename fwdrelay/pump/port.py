@@ -80,24 +80,32 @@ class _PatientPort(tcp.Port):
 
         @raise OSError: of accept(2); BlockingIOError where nobody waits.
         """
-        accepted, address = self.socket.accept()
+        accepted, address = self._next()
         assert self.factory is not None
         transport = None
         try:
             protocol = self.factory.buildProtocol(address)
             assert protocol is not None
-            self.sessionno += 1
-            transport = self.transport(
-                accepted, protocol, address, self, self.sessionno, self.reactor
-            )
+            transport = self._make_transport(accepted, protocol, address)
             protocol.makeConnection(transport)
         except Exception:
-            # The reactor would close this port for it.
+            # Whoever called would take it for accept(2)'s, or close this port for it.
             self.log.failure("A connection from {address} could not be taken", address=address)
             if transport is None:
                 accepted.close()
             else:
                 transport.abortConnection()
+
+    def _next(self) -> tuple[Any, Any]:
+        """
+        @return: the next connection's socket and its peer's address.
+        @raise OSError: of accept(2).
+        """
+        return self.socket.accept()
+
+    def _make_transport(self, accepted: Any, protocol: Any, address: Any) -> Any:
+        self.sessionno += 1
+        return self.transport(accepted, protocol, address, self, self.sessionno, self.reactor)
 
     def _accept_later(self, error: OSError) -> None:
         if not self._short:

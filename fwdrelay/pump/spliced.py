@@ -67,18 +67,18 @@ class _LoopPort(_PatientPort):
     def failed(self) -> None:
         """Go on with the next connection."""
 
-    def _accept(self) -> None:
+    def _next(self) -> tuple[Any, Any]:
         # socket.accept() would make two Python objects and ask the system two things more.
         fd, peer = self.socket._accept()  # type: ignore[union-attr]
         os.set_blocking(fd, False)
-        sock = socket.SocketType(*self._kind, fd)
-        assert self.factory is not None
-        protocol = self.factory.buildProtocol(peer)
+        return socket.SocketType(*self._kind, fd), peer
+
+    def _make_transport(self, accepted: Any, protocol: Any, address: Any) -> Stream:
         pump = self.pump
-        stream = Stream(pump.loop, pump.pipes, sock, fd, protocol, peer)
+        fd = accepted.fileno()
+        stream = Stream(pump.loop, pump.pipes, accepted, fd, protocol, address)
         pump.loop.add(fd, stream, READ | EDGE)
-        assert protocol is not None
-        protocol.makeConnection(stream)
+        return stream
 
 
 class _LoopTCPPort(_LoopPort, TCPPort):

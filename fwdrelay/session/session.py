@@ -315,7 +315,7 @@ class Session:
             side.session = None
             if side.gone:
                 continue
-            if orderly:
+            if orderly:  # both have ended, so neither feeds the other any more
                 side.transport.loseConnection()
             else:
                 side.transport.unregisterProducer()
