@@ -21,7 +21,8 @@ help: ## list the targets
 	@echo "variables: PORT, TARGET, ARGS, PYTHON, VENV"
 
 run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), with more options in ARGS
-	$(bin)/twistd --nodaemon --pidfile= fwdrelay --port $(PORT) $(if $(TARGET),$(addprefix --target ,$(TARGET)),--demo) $(ARGS)
+	@echo "Relaying port $(PORT) to $(or $(TARGET),a page of its own). Try: curl -s localhost:$(PORT)   Stop with Ctrl-C."
+	@$(bin)/twistd --nodaemon --pidfile= fwdrelay --port $(PORT) $(if $(TARGET),$(addprefix --target ,$(TARGET)),--demo) $(ARGS)
 
 venv: $(VENV)/.installed ## make VENV with fwdrelay in it
 

@@ -19,7 +19,6 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import ClientCreator, Protocol
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .config import TargetConfig
@@ -119,7 +118,9 @@ class _Dial(Generic[P]):
 
     def all_failed(self) -> AllFailed:
         """The error that tells of it."""
-        failed = self.failed or DialFailed("no-target", "every target is at its limit of sessions")
+        failed = self.failed or DialFailed(
+            "no-target", "every target is at its limit of sessions, or has a weight of 0"
+        )
         tried = self.tried
         return AllFailed(failed, tried[-1] if tried else None, max(len(tried) - 1, 0))
 
@@ -130,8 +131,6 @@ class Dialer:
 
     @param reactor: the clock of the time-outs.
     """
-
-    log = Logger()
 
     def __init__(self, reactor: Any, pump: IPump, resolver: Resolver) -> None:
         self._reactor = reactor
@@ -171,7 +170,7 @@ class Dialer:
         failed = failure.value
         if not isinstance(failed, (OSError, error.ConnectError)):
             return failure  # cancelled
-        self._note(dial, target, DialFailed(*_cause(failed)))
+        dial.failed = DialFailed(*_cause(failed))
         return Deferred.fromCoroutine(self._try_targets(dial, dial.next_target()))
 
     async def _try_targets(self, dial: _Dial[P], target: Target | None) -> Dialed[P]:
@@ -186,7 +185,7 @@ class Dialer:
                 protocol = await self._dial_target(target.config, share, dial.build)
             except DialFailed as failed:
                 dial.pool.release(target)
-                self._note(dial, target, failed)
+                dial.failed = failed
             except BaseException:
                 dial.pool.release(target)
                 raise
@@ -194,12 +193,6 @@ class Dialer:
                 return Dialed(protocol, target, len(dial.tried) - 1)
             target = dial.next_target()
         raise dial.all_failed()
-
-    def _note(self, dial: _Dial[P], target: Target, failed: DialFailed) -> None:
-        dial.failed = failed
-        self.log.debug(
-            "Dialing {target} failed: {detail}", target=target.label, detail=failed.detail
-        )
 
     async def _dial_target(
         self, target: TargetConfig, share: float | None, build: Callable[[], P]

@@ -22,6 +22,7 @@ from .demo import Demo
 from .dial import Dialer
 from .errors import FwdrelayError
 from .frontend import Listener
+from .interfaces import IPump
 from .observe.access_log import AccessLog
 from .observe.sink import Sink
 from .process.sdnotify import Notifier
@@ -59,8 +60,7 @@ class Relay(Service):
         self._notifier = notifier
         self._give_up = give_up
         self._deadlines = Deadlines(reactor)
-        self._pump = make_pump(config.pump, reactor, config.keepalive)
-        self._dialer = Dialer(reactor, self._pump, Resolver(reactor))
+        self._pump: IPump | None = None
         self._access_log: AccessLog | None = None
         self._demo: Demo | None = None
         self._ended_count = 0
@@ -126,14 +126,16 @@ class Relay(Service):
             self._access_log = AccessLog(self.config.access_log_format, sink)
 
     def _build(self) -> None:
+        pump = self._pump = make_pump(self.config.pump, self._reactor, self.config.keepalive)
+        dialer = Dialer(self._reactor, pump, Resolver(self._reactor))
         pools = {config.name: Pool(self._with_demo(config)) for config in self.config.pools}
         for config in self.config.listeners:
             self.listeners[config.name] = Listener(
                 config,
                 clock=self._reactor,
-                pump=self._pump,
+                pump=pump,
                 pool=pools[config.pool],
-                dialer=self._dialer,
+                dialer=dialer,
                 deadlines=self._deadlines,
                 tell=None if self._access_log is None else self._access_log.session_ended,
                 left=self._session_left,
@@ -189,7 +191,8 @@ class Relay(Service):
             if loop.running:
                 loop.stop()
         self._deadlines.stop()
-        self._pump.stop()
+        if self._pump is not None:
+            self._pump.stop()
         if self._demo is not None:
             await self._demo.stop()
         if self._access_log is not None:

@@ -20,6 +20,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..address import address_text, client_host
 from ..admit import Admission
 from ..config import ListenerConfig
 from ..deadlines import Deadlines
@@ -29,7 +30,6 @@ from ..interfaces import IPump
 from ..observe.events import SessionEnded
 from ..session import Policy, Reason, Session, Side
 from ..upstream import Pool
-from .address import address_text, client_host
 from .refusals import Refusals
 
 

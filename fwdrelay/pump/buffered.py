@@ -16,6 +16,7 @@ The mixin here mends what stock transports lose (each is a scenario in `tests/sc
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -137,10 +138,17 @@ class _Stream(tcp.Connection):
                 self.protocol.connectionReset(reason.value)
                 if self._was_aborted():
                     return
-            if not self._read_ended and _ask(self.socket, termios.FIONREAD):
-                if not self._paused:
-                    self.startReading()
-                return
+            if not self._read_ended:
+                if _ask(self.socket, termios.FIONREAD):
+                    if not self._paused:
+                        self.startReading()
+                    return
+                if getattr(self._reset, "errno", None) == errno.EPIPE:
+                    # Linux's word for a reset that came after the peer's end (tcp_reset()).
+                    self._read_ended = True
+                    self.protocol.readConnectionLost()
+                    if self._was_aborted():
+                        return
         if hasattr(self, "socket"):
             self.deaths.discard(self)
         super().connectionLost(reason)

@@ -18,6 +18,8 @@ from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..address import address_text
+
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 1.0
 _BATCH = 64
@@ -63,7 +65,9 @@ class _PatientPort(tcp.Port):
                 # All who waited are in; only then is it over, or each of them would be told of.
                 if self._short:
                     self._short = False
-                    self.log.info("Accepting again on {address}.", address=self.getHost())
+                    self.log.info(
+                        "Accepting again on {address}.", address=address_text(self.getHost())
+                    )
                 return
             except OSError as error:
                 if error.errno in _OF_ONE_CONNECTION:
@@ -113,7 +117,7 @@ class _PatientPort(tcp.Port):
             self.log.error(
                 "Can't accept on {address}: {reason}. Waiting, and trying again at least once a"
                 " second. Raise the limit (ulimit -n, LimitNOFILE=) or lower --max-sessions.",
-                address=self.getHost(),
+                address=address_text(self.getHost()),
                 reason=error.strerror,
             )
         self.stopReading()

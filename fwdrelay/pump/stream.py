@@ -15,6 +15,7 @@ bounded by one pipe or one buffer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -267,11 +268,18 @@ class Stream:
     def _end(self) -> None:
         """There is nothing more to read."""
         self.unread = False
-        if self.reset is not None:  # the error was told before, to a write
-            self._lost(self.reset)
+        if self.reset is None:
+            self.ended = True
+            self.protocol.readConnectionLost()
             return
-        self.ended = True
-        self.protocol.readConnectionLost()
+        # The error was told before, to a write.
+        if getattr(self.reset, "errno", None) == errno.EPIPE:
+            # Linux's word for a reset that came after the peer's end (tcp_reset()).
+            self.ended = True
+            self.protocol.readConnectionLost()
+            if self.fd < 0:
+                return
+        self._lost(self.reset)
 
     # The end by force.
 

@@ -1,10 +1,10 @@
-"""`fwdrelay.frontend.address`: addresses as logs write them."""
+"""`fwdrelay.address`: addresses as logs write them."""
 
 from __future__ import annotations
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
-from fwdrelay.frontend.address import address_text, client_host, plain_host
+from fwdrelay.address import address_text, client_host, plain_host
 from tests.case import SynchronousTestCase
 
 
