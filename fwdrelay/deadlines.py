@@ -3,7 +3,7 @@ Coarse deadlines for very many entries: none costs a timer of its own, and movin
 dictionary entry.
 
 An entry sits in the bucket of its due time; buckets are as wide as a part of the time still to go, so
-an entry may be looked at late by 1/32 of what it asked for (at least 50 ms), never early. One timer
+an entry may be looked at late by 1/32 of what it asked for (at least 32 ms), never early. One timer
 waits for the earliest bucket; with nothing due, nothing ticks.
 """
 
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
-FINEST = 0.05
+FINEST = 2.0**-5
 # Of the buckets, by how many bits the seconds still to go have.
-_WIDTHS = tuple(max(2.0 ** (bits - 6), 2.0**-5) for bits in range(64))
+_WIDTHS = tuple(max(2.0 ** (bits - 6), FINEST) for bits in range(64))
 
 
 class Entry(Protocol):
@@ -45,7 +45,7 @@ class Deadlines:
         """Look at `entry` when the clock reaches `due` (seconds); moves it if it was set before."""
         self.discard(entry)
         wait = int(max(due - self._clock.seconds(), 0.0))
-        width = _WIDTHS[wait.bit_length()]
+        width = _WIDTHS[min(wait.bit_length(), 63)]
         due = -(-due // width) * width  # rounded up; exact, for widths are powers of two
         bucket = self._buckets.get(due)
         if bucket is None:

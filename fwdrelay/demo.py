@@ -99,7 +99,9 @@ class _Page(Resource):
         peer = request.transport.getPeer()
         for session in self._sessions():
             upstream = session.upstream
-            if upstream is not None and upstream.transport.getHost() == peer:
+            if upstream is None or upstream.gone:
+                continue
+            if upstream.transport.getHost() == peer:
                 return _render(session).encode()
         request.setResponseCode(404)
         return b"<!doctype html><p>This page is for connections that came through the relay.\n"

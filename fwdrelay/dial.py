@@ -215,8 +215,10 @@ class Dialer:
                 share = max(share - (self._reactor.seconds() - started), _SHORTEST)
             return await self._race(target, addresses, share, build)
         except (OSError, error.ConnectError, DeferredTimeout) as failed:
-            self._resolver.forget(target.host)
-            raise DialFailed(*_cause(failed)) from None
+            cause, detail = _cause(failed)
+            if cause != "no-resources":
+                self._resolver.doubt(target.host)
+            raise DialFailed(cause, detail) from None
 
     async def _connect_unix(self, path: str, share: float | None, build: Callable[[], P]) -> P:
         """

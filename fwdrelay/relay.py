@@ -107,12 +107,12 @@ class Relay(Service):
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
-    def cut_all(self) -> None:
+    def cut_all(self, reason: Reason = Reason.STOPPED) -> None:
         """End every session now."""
         self.log.info("Cutting {active} sessions.", active=self.active)
         for listener in self.listeners.values():
             for session in list(listener.sessions):
-                session.cut(Reason.DRAIN_TIMEOUT)
+                session.cut(reason)
 
     def reopen_logs(self) -> None:
         """The access log was moved away: begin a new file."""
@@ -209,7 +209,9 @@ class Relay(Service):
             limit=f"cut in {limit:g} s" if limit else "for as long as they take",
         )
         self._drained = Deferred()
-        deadline = self._reactor.callLater(limit, self.cut_all) if limit else None
+        deadline = (
+            self._reactor.callLater(limit, self.cut_all, Reason.DRAIN_TIMEOUT) if limit else None
+        )
         await self._drained
         if deadline is not None and deadline.active():
             deadline.cancel()

@@ -128,7 +128,8 @@ class Options(usage.Options):
             super().parseOptions(given)
             self.config = self._make_config()
         except (usage.UsageError, ConfigError) as wrong:
-            status = EX_CONFIG if "--check" in given else EX_USAGE
+            checking = any(len(word) > 3 and "--check".startswith(word) for word in given)
+            status = EX_CONFIG if checking else EX_USAGE
             _exit(status, f"{self._suggest(str(wrong))} (see twistd fwdrelay --help)")
         if self["check"]:
             sys.stdout.write("fwdrelay: nothing is wrong with these options.\n")
@@ -198,10 +199,13 @@ class Options(usage.Options):
             demo=bool(self["demo"]),
             pump=self._choice("pump", PUMPS),
             keepalive=KeepAlive(
-                idle=self._value("keepalive", parse_duration),
-                user_timeout=self._value("user-timeout", parse_duration),
+                # What tcp(7) takes: seconds in 15 bits, milliseconds in 31.
+                idle=self._value("keepalive", lambda text: parse_duration(text, 32767)),
+                user_timeout=self._value(
+                    "user-timeout", lambda text: parse_duration(text, 2147483)
+                ),
             ),
-            access_log=self["access-log"],
+            access_log=self._value("access-log", _not_empty),
             access_log_format=self._choice("access-log-format", ACCESS_LOG_FORMATS),
             drain_timeout=self._value("drain-timeout", parse_duration),
         )
@@ -240,6 +244,12 @@ def _parsed(where: str, parse: Callable[[str], T], text: str) -> T:
         return parse(text)
     except ValueError as wrong:
         raise ConfigError(where, str(wrong)) from None
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty: write off, stdout or the path of a file")
+    return text
 
 
 def _checked_endpoint(description: str) -> str:

@@ -15,6 +15,7 @@ from fwdrelay.config import PoolConfig
 from fwdrelay.config.grammar import parse_target
 from fwdrelay.dial import ATTEMPT_DELAY, CAUSES, AllFailed, Dialed, Dialer
 from fwdrelay.upstream import Pool, Resolver
+from fwdrelay.upstream.resolve import FAILURE_BELIEVED
 from tests.case import SynchronousTestCase
 from tests.upstream.test_resolve import Names
 
@@ -308,6 +309,12 @@ class NameTests(DialTestCase):
         self.last.fail(refused())
         self.turn()
         self.assert_failed("refused")
+        self.dial("name:80")
+        self.assertEqual(len(self.names.asked), 1, "a target that is down floods the resolver")
+        self.last.fail(refused())
+        self.turn()
+        self.assert_failed("refused")
+        self.reactor.advance(FAILURE_BELIEVED)
         self.dial("name:80")
         self.assertEqual(len(self.names.asked), 2)
         self.names.answer("192.0.2.2")

@@ -179,6 +179,7 @@ class SessionsPageTests(SynchronousTestCase):
         Reason.CLIENT_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
         Reason.UPSTREAM_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
         Reason.LIFETIME: (Input.TIMED_OUT, {State.DIALING, State.RELAYING, State.HALF_CLOSED}),
+        Reason.STOPPED: (Input.CUT, {State.DIALING, State.RELAYING, State.HALF_CLOSED}),
         Reason.DRAIN_TIMEOUT: (Input.CUT, {State.DIALING, State.RELAYING, State.HALF_CLOSED}),
         **{
             reason: (Input.REFUSED, {State.ACCEPTED})

@@ -8,6 +8,7 @@ what would be accepted; whoever calls knows where the text stood.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 
 from .model import Network, TargetConfig
@@ -19,8 +20,9 @@ TARGET_GRAMMAR = "HOST:PORT, [IPV6]:PORT or unix:PATH, then optional ,key=value 
 _TARGET_KEYS = "weight=N, max-sessions=N, name=LABEL and the flag backup"
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, longest: float = 10 * 365 * 86400) -> float:
     """
+    @param longest: seconds.
     @return: seconds.
     """
     if text.strip() == "0":
@@ -28,7 +30,10 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 500ms, 30s, 5m, 1h, or 0 for off")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > longest:
+        raise ValueError(f"{text!r} is too long: {longest:g}s is the most")
+    return seconds
 
 
 def parse_count(text: str) -> int:
@@ -98,7 +103,7 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
     """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        if not path or len(path.encode()) > 107:
+        if not path or len(os.fsencode(path)) > 107:
             raise ValueError(f"{text!r}: a Unix path has 1 to 107 bytes")
         return "", 0, path
     if address.startswith("srv:"):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import error
-from twisted.internet.defer import gatherResults, maybeDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ServerFactory
@@ -133,7 +133,8 @@ class Listener(ServerFactory):
             if isinstance(outcome, Failure):
                 outcome.raiseException()
             assert IListeningPort.providedBy(outcome)
-            outcome.socket.listen(self.config.backlog)  # type: ignore[attr-defined]
+            if "backlog=" not in description:
+                outcome.socket.listen(self.config.backlog)  # type: ignore[attr-defined]
         except error.CannotListenError as failed:
             system = failed.socketError
             why = getattr(system, "strerror", None) or str(system)
@@ -151,7 +152,11 @@ class Listener(ServerFactory):
     async def stop_listening(self) -> None:
         """Accept who was promised a connection, then nobody any more."""
         ports, self._ports = self._ports, []
-        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        for port in ports:
+            try:
+                await maybeDeferred(port.stopListening)
+            except Exception:  # the others, and the sessions, are still to be seen to
+                self.log.failure("Could not stop listening on {port}", port=port)
 
     def open_session(self, client: ClientProtocol) -> None:
         """
@@ -170,13 +175,15 @@ class Listener(ServerFactory):
         assert session.reason is not None
         refused = session.reason in _REFUSALS
         named = not refused or self.refusals.add(session.reason)
-        if named and self._tell is not None:
-            self._tell(self._event(session))
-        self.sessions.discard(session)
-        if not refused:
-            assert isinstance(session.client, ClientProtocol)
-            self._admission.leave(session.client.host if self._admission.by_client else None)
-            self._left()
+        try:
+            if named and self._tell is not None:
+                self._tell(self._event(session))
+        finally:
+            self.sessions.discard(session)
+            if not refused:
+                assert isinstance(session.client, ClientProtocol)
+                self._admission.leave(session.client.host if self._admission.by_client else None)
+                self._left()
 
     def _event(self, session: Session) -> SessionEnded:
         client, upstream, target = session.client, session.upstream, session.target

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
-import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 
 import attrs
 from twisted.logger import Logger
-
-_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 
 @attrs.define(eq=False)
@@ -53,17 +50,6 @@ class Notifier:
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is finished: the sockets listen."""
         self._send("READY=1", _status(status))
-
-    def reloading(self) -> None:
-        """
-        A reload has begun; `ready` ends it.
-
-        `MONOTONIC_USEC` is what `Type=notify-reload` (systemd 253) needs to match the reload to its
-        signal. Elsewhere it is ignored.
-        """
-        self._send(
-            "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
-        )
 
     def stopping(self, status: str) -> None:
         """The process has begun to end: it drains."""
@@ -109,15 +95,6 @@ class Notifier:
             self._complained = True
         else:
             self._complained = False
-
-
-def forget(environ: MutableMapping[str, str]) -> None:
-    """
-    Remove what `Notifier.from_environment` reads, so that child processes do not speak in this
-    one's name.
-    """
-    for variable in _VARIABLES:
-        environ.pop(variable, None)
 
 
 def _socket_address(value: str) -> str | None:

@@ -36,6 +36,7 @@ from ..interfaces import IPump, IStream
 from .death_watch import DeathWatch, NoDeathWatch
 from .options import make_options, set_options
 from .port import TCPPort, UNIXPort
+from .spare import Spare
 
 _INT = struct.Struct("i")
 
@@ -193,6 +194,10 @@ class _Accepted(_Stream):
 class _Dialed(_Stream, tcp.BaseClient):
     connector: Any
 
+    def createInternetSocket(self) -> socket.socket:
+        made: socket.socket = self.connector.pump.spare.make(super().createInternetSocket)
+        return made
+
     def _connectDone(self) -> None:
         pump = self.connector.pump
         set_options(self.socket, pump.options)
@@ -267,10 +272,11 @@ class BufferedPump:
         self.options = make_options(keepalive)
         self.deaths: DeathWatch | NoDeathWatch
         self.deaths = DeathWatch(reactor) if hasattr(select, "epoll") else NoDeathWatch()
+        self.spare = Spare()
         self.callLater = reactor.callLater
 
     def stop(self) -> None:
-        """Nothing is kept."""
+        self.spare.give_up()
 
     def listenTCP(
         self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
@@ -303,8 +309,10 @@ class BufferedPump:
 
     def _listening(self, port: _TCPPort | _UNIXPort) -> IListeningPort:
         port.pump = self
+        port.options = self.options
+        port.spare = self.spare
+        self.spare.hold()
         port.startListening()
-        set_options(port.socket, self.options)
         return port
 
     def connectTCP(

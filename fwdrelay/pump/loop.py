@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
 from zope.interface import implementer
 
-READ = select.EPOLLIN | select.EPOLLRDHUP
+READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI
 EDGE = select.EPOLLET
 # A batch is bounded so that timers and the reactor's own descriptors get their turn.
 _BATCH = 512
@@ -198,6 +198,9 @@ class Loop:
         self._serving = True
         self.now = self.reactor.seconds()
         reactors = False
+        waiting = len(
+            self._again
+        )  # who asks in this batch has had its turn, and waits for the next
         table = self._table
         for fd, event in events:
             served = table.get(fd)
@@ -218,7 +221,7 @@ class Loop:
                 except Exception:
                     self.log.failure("A call at the end of a batch failed")
         again = self._again
-        for _ in range(len(again)):
+        for _ in range(waiting):
             served = again.popleft()
             try:
                 served.go_on()

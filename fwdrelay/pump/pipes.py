@@ -8,12 +8,13 @@ fs.pipe-user-pages-soft (pipe(7)), and descriptors run out. Whoever gets none go
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from typing import Any
 
-# Bytes asked for; one that stays smaller serves too.
-WANTED = 1 << 20
+# Bytes asked for, the most first; with less than the last, the shared buffer serves better.
+SIZES = (1 << 20, 1 << 18, 1 << 16)
 _KEPT = 64
 _UNUSED_FOR = 0.5
 
@@ -47,7 +48,6 @@ class Pipes:
         self._free: list[Pipe] = []
         self._unused = 0  # how few were free at any time since the last look
         self._trimming: Any = None
-        self._enlarge = True
 
     def borrow(self) -> Pipe | None:
         """
@@ -61,12 +61,13 @@ class Pipes:
             pipe = Pipe()
         except OSError:
             return None
-        if self._enlarge:
-            try:
-                fcntl.fcntl(pipe.write_end, fcntl.F_SETPIPE_SZ, WANTED)
-            except OSError:
-                self._enlarge = False  # the user's budget is spent; small ones do
-        return pipe
+        for size in SIZES:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe.write_end, fcntl.F_SETPIPE_SZ, size)
+                return pipe
+        # Past the user's budget a new pipe has one or two pages, and stays so.
+        pipe.close()
+        return None
 
     def give_back(self, pipe: Pipe) -> None:
         """Whatever it still holds is lost."""

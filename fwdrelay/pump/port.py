@@ -8,6 +8,7 @@ place in the kernel's queue, and says so once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -19,6 +20,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..address import address_text
+from .options import Options, set_options
+from .spare import Spare
 
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 1.0
@@ -45,9 +48,18 @@ _OF_THE_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 
 
 class _PatientPort(tcp.Port):
-    """How a port accepts; mixed in before one of Twisted's."""
+    """
+    How a port accepts; mixed in before one of Twisted's.
+
+    @ivar spare: held while anybody is accepted.
+    @ivar options: of the sockets it accepts; they have them from the listening socket, except those that
+        were in the queue of an inherited one before it had them.
+    """
 
     log = Logger()
+    options: Options = ()
+    _inherits_options = True
+    spare: Spare
     _pause = FIRST_PAUSE
     _short = False
     _waiting: IDelayedCall | None = None
@@ -60,8 +72,10 @@ class _PatientPort(tcp.Port):
     def _accept_up_to(self, count: int) -> None:
         for _ in range(count):
             try:
+                self.spare.hold()
                 self._accept()
             except BlockingIOError:
+                self._inherits_options = True
                 # All who waited are in; only then is it over, or each of them would be told of.
                 if self._short:
                     self._short = False
@@ -85,6 +99,8 @@ class _PatientPort(tcp.Port):
         @raise OSError: of accept(2); BlockingIOError where nobody waits.
         """
         accepted, address = self._next()
+        if not self._inherits_options:
+            set_options(accepted, self.options)
         assert self.factory is not None
         transport = None
         try:
@@ -126,7 +142,10 @@ class _PatientPort(tcp.Port):
 
     def _accept_again(self) -> None:
         self._waiting = None
-        self.startReading()
+        try:
+            self.startReading()
+        except OSError as error:  # it takes a descriptor, too
+            self._accept_later(error)
 
     def loseConnection(self, connDone: Failure = _DONE) -> Any:
         """
@@ -148,9 +167,16 @@ class TCPPort(_PatientPort):
 
     def createInternetSocket(self) -> socket.socket:
         made: socket.socket = super().createInternetSocket()
+        set_options(made, self.options)
         if self.interface == "::":
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         return made
+
+    def startListening(self) -> None:
+        if self._preexistingSocket is not None:
+            set_options(self._preexistingSocket, self.options)
+            self._inherits_options = False
+        super().startListening()
 
 
 class UNIXPort(_PatientPort, unix.Port):
@@ -176,13 +202,25 @@ class UNIXPort(_PatientPort, unix.Port):
             super().__init__(path, factory, backlog, mode, reactor, wantPID)
 
     def startListening(self) -> None:
-        self._inherited = self._preexistingSocket is not None
         # Its owner's socket stays open for who comes next; Twisted sees to that for TCP only.
+        self._inherited = self._preexistingSocket is not None
         self._shouldShutdown = not self._inherited
         super().startListening()
 
     def connectionLost(self, reason: Failure) -> None:
         if self._inherited:
             tcp.Port.connectionLost(self, reason)
-        else:
+            return
+        try:
             super().connectionLost(reason)
+        except OSError as failed:
+            # The socket's or the lock's file: gone, or in a folder that belongs to somebody else since
+            # privileges were shed. Twisted would leave it at that, with the port half closed.
+            if failed.errno != errno.ENOENT:
+                self.log.warn(
+                    "Can't remove {path}: {why}.", path=failed.filename, why=failed.strerror
+                )
+            if self.lockFile is not None:
+                with contextlib.suppress(OSError):
+                    self.lockFile.unlock()
+            tcp.Port.connectionLost(self, reason)

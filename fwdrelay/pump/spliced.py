@@ -33,6 +33,7 @@ from .loop import EDGE, READ, Loop
 from .options import make_options, set_options
 from .pipes import Pipes
 from .port import TCPPort, UNIXPort, _PatientPort
+from .spare import Spare
 from .stream import Stream
 
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
@@ -47,10 +48,11 @@ class _LoopPort(_PatientPort):
 
     def startReading(self) -> None:
         if self._listening_fd < 0:
-            self._listening_fd = self.socket.fileno()
+            fd = self.socket.fileno()
+            self.pump.loop.add(fd, self, select.EPOLLIN)
+            self._listening_fd = fd
             # As plain numbers: Python makes enumeration members of them each time they are asked for.
             self._kind = int(self.socket.family), int(self.socket.type), self.socket.proto
-            self.pump.loop.add(self._listening_fd, self, select.EPOLLIN)
 
     def stopReading(self) -> None:
         if self._listening_fd >= 0:
@@ -127,7 +129,7 @@ class Connecting:
         loop = self._pump.loop
         sock = None
         try:
-            sock = socket.SocketType(family, _STREAM)
+            sock = self._pump.spare.make(lambda: socket.SocketType(family, _STREAM))
             set_options(sock, self._pump.options)
             if self._bind is not None:
                 sock.bind(self._bind)
@@ -227,6 +229,7 @@ class SplicedPump:
     def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
         self.reactor = reactor
         self.options = make_options(keepalive)
+        self.spare = Spare()
         self.loop = Loop(reactor)
         self.pipes = Pipes(reactor)
         self.deadlines = Deadlines(reactor)
@@ -267,8 +270,10 @@ class SplicedPump:
 
     def _listening(self, port: _LoopTCPPort | _LoopUNIXPort) -> IListeningPort:
         port.pump = self
+        port.options = self.options
+        port.spare = self.spare
+        self.spare.hold()
         port.startListening()
-        set_options(port.socket, self.options)
         return port
 
     def connectTCP(
@@ -290,3 +295,4 @@ class SplicedPump:
         """Give back what is kept for use: no stream is left."""
         self.deadlines.stop()
         self.pipes.close()
+        self.spare.give_up()

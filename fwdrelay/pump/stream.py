@@ -38,15 +38,17 @@ from .pipes import Pipe, Pipes
 _SIZE = 1 << 16
 _BUFFER = bytearray(_SIZE)
 _VIEW = memoryview(_BUFFER)
-# How often one flow is moved on before the others have their turn.
+# How often, or by how many bytes, one flow is moved on before the others have their turn.
 _ROUNDS = 16
 _SPLICED_AT_ONCE = 1 << 20
+_TURN = 1 << 20
 # A flow whose splices bring less than this is better off with reads.
 _CALM = 1 << 14
 _FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 _RESET = struct.pack("ii", 1, 0)
 _INT = struct.Struct("i")
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_STOPS_READS = _GONE | select.EPOLLPRI
 _DONE = Failure(main.CONNECTION_DONE)
 _ABORTED = Failure(ConnectionAborted())
 
@@ -61,7 +63,9 @@ class Stream:
     @ivar sink: the stream this one is fused to: its bytes go there.
     @ivar producer: who feeds this stream.
     @ivar unread: there may be something to read; edge-triggered, so this is what is known of it.
-    @ivar hung: the peer has ended or reset; a short read proves nothing, the end is still to be read.
+    @ivar hung: a short read proves nothing: the peer has ended or reset, and the end is still to be
+        read; or there is something else that reads stop at (urgent data, descriptors on a Unix socket).
+    @ivar urgent: there was urgent data, which splice(2) stops at as if nothing came after it.
     @ivar reset: what broke the connection.
     @ivar pending: bytes that wait to be written, after those in `pipe`.
     @ivar pipe: the pipe on loan to the flow into this stream.
@@ -96,6 +100,7 @@ class Stream:
         "sink",
         "socket",
         "unread",
+        "urgent",
         "watched",
     )
 
@@ -115,7 +120,8 @@ class Stream:
         self.reset: BaseException | None = None
         self.pending: bytearray | None = None
         self.pipe: Pipe | None = None
-        self.unread = self.hung = self.ended = self.paused = False
+        self.unread = self.ended = self.paused = self.urgent = False
+        self.hung = sock.family == socket.AF_UNIX
         self.blocked = self.watched = False
         self._bulk = self._queued = False
         self._streaming = self._producer_paused = False
@@ -125,8 +131,10 @@ class Stream:
 
     def ready(self, events: int) -> None:
         """epoll has news: of bytes to read, of room to write, of the end."""
-        if events & _GONE:
+        if events & _STOPS_READS:
             self.hung = True
+            if events & select.EPOLLPRI:
+                self.urgent = True
             if events & select.EPOLLERR:
                 self._ask_error()
                 if self.fd < 0:
@@ -141,6 +149,9 @@ class Stream:
     def go_on(self) -> None:
         """The other flows have had their turn."""
         self._queued = False
+        if self._producer_paused and not self.blocked and self.reset is None:
+            self._producer_paused = False
+            self.producer.resumeProducing()
         if self.unread and not self.paused and self.fd >= 0:
             self.pull()
 
@@ -208,8 +219,7 @@ class Stream:
         if pipe is None:
             pipe = sink.pipe = self._pipes.borrow()
             if pipe is None:  # then with the buffer, one fill a turn
-                self._bulk = False
-                self._go_on_later()
+                self._read_on()
                 return
         moved = 0
         for _ in range(_ROUNDS):
@@ -217,17 +227,20 @@ class Stream:
                 count = os.splice(self.fd, pipe.write_end, _SPLICED_AT_ONCE, flags=_FLAGS)
             except BlockingIOError:
                 # A short splice does not prove that the socket is empty; this does.
+                sink._give_pipe_back()
+                if self.urgent:
+                    self._read_on()
+                    return
                 self.unread = False
                 self._bulk = moved >= _CALM
-                sink._give_pipe_back()
                 return
             except OSError as error:
                 sink._give_pipe_back()
                 self._lost(error)
                 return
-            if not count:
+            if not count:  # the end, or urgent data before the end
                 sink._give_pipe_back()
-                self._end()
+                self._read_on()
                 return
             moved += count
             self.received += count
@@ -237,6 +250,13 @@ class Stream:
                 if sink.reset is not None:
                     self._go_on_later()
                 return
+            if moved >= _TURN:
+                break
+        self._go_on_later()
+
+    def _read_on(self) -> None:
+        """Splicing doesn't do just now; reading will."""
+        self._bulk = False
         self._go_on_later()
 
     def _deliver(self) -> None:
@@ -304,9 +324,9 @@ class Stream:
             self._go_on_later()
 
     def _break(self, error: BaseException) -> None:
+        self._drop_outgoing()  # each time: a producer that stays registered may have brought more
         if self.reset is None:
             self.reset = error
-            self._drop_outgoing()
             self.protocol.connectionReset(error)
 
     def _lost(self, error: BaseException) -> None:
@@ -318,10 +338,9 @@ class Stream:
     def _close(self, reason: Failure) -> None:
         fd, self.fd = self.fd, -1
         self._drop_outgoing()
-        producer, self.producer = self.producer, None
-        if isinstance(producer, Stream):
-            producer.sink = None
-        elif producer is not None:
+        producer = self.producer
+        self.unregisterProducer()
+        if producer is not None and not isinstance(producer, Stream):
             producer.stopProducing()
         if self.sink is not None:
             self.sink.unregisterProducer()
@@ -382,15 +401,14 @@ class Stream:
             self.pending = None
         self.blocked = False
         producer = self.producer
-        if isinstance(producer, Stream):
+        if isinstance(producer, Stream) and not self._disconnecting:
             if producer.unread and not producer.paused:
                 producer.pull()
-            elif self.pipe is not None and not self.blocked:
+            if not (self.blocked or (producer._bulk and producer._queued)):
                 self._give_pipe_back()
-        elif producer is not None:
-            if self._producer_paused or not self._streaming:
-                self._producer_paused = False
-                producer.resumeProducing()
+        elif self._producer_paused or self._pulls():
+            self._producer_paused = False
+            producer.resumeProducing()
         else:
             self._emptied()
 
@@ -426,6 +444,9 @@ class Stream:
                 self._loop.call_later(self._broken_later, (error,))
                 return
             if sent == len(data):
+                if self.producer is not None and self._pulls():
+                    self._producer_paused = True
+                    self._go_on_later()
                 return
             self.pending = bytearray(memoryview(data)[sent:])
             self._block()
@@ -433,6 +454,11 @@ class Stream:
         if producer is not None and self._streaming and len(self.pending) > _SIZE:
             self._producer_paused = True
             producer.pauseProducing()
+
+    def _pulls(self) -> bool:
+        """Whether the producer is one that writes when it is asked to, until it unregisters itself."""
+        producer = self.producer
+        return not (producer is None or self._streaming or isinstance(producer, Stream))
 
     def _broken_later(self, error: OSError) -> None:
         if self.fd >= 0:
@@ -448,9 +474,9 @@ class Stream:
             self._finish()
 
     def loseConnection(self) -> None:
-        """Close once everything is written."""
+        """Close once everything is written, that of a producer which is asked for more included."""
         self._disconnecting = True
-        if self.fd >= 0 and not self.blocked:
+        if self.fd >= 0 and not self.blocked and not self._pulls():
             self._close(_DONE)
 
     def abortConnection(self) -> None:
@@ -499,6 +525,8 @@ class Stream:
 
     def pauseProducing(self) -> None:
         self.paused = True
+        if self.sink is not None and not self.sink.blocked:
+            self.sink._give_pipe_back()
 
     def resumeProducing(self) -> None:
         self.paused = False

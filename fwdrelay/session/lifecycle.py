@@ -84,6 +84,7 @@ class Reason(Enum):
     MAX_SESSIONS = "max-sessions", "P"
     MAX_SESSIONS_PER_CLIENT = "max-sessions-per-client", "P"
     DRAIN_TIMEOUT = "drain-timeout", "K"
+    STOPPED = "stopped", "K"
 
     def __init__(self, word: str, letter: str) -> None:
         self.word = word

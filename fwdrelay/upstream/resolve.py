@@ -44,6 +44,7 @@ class _Name:
     """What is known of one name."""
 
     addresses: Addresses = ()
+    since: float = 0.0
     until: float = 0.0
     waiting: list[Deferred[Addresses]] | None = None
     failing: bool = False
@@ -109,11 +110,14 @@ class Resolver:
             self._looked_up(host, name, ())
         return answer
 
-    def forget(self, host: str) -> None:
-        """No address of `host` could be connected to: the next to ask looks it up anew."""
+    def doubt(self, host: str) -> None:
+        """
+        No address of `host` could be connected to: what is known of it is believed no longer than a
+        failure. Not looked up at once: a target that is down would cost a look-up for each dial.
+        """
         name = self._names.get(host)
         if name is not None:
-            name.until = 0.0
+            name.until = min(name.until, name.since + FAILURE_BELIEVED)
 
     def _looked_up(self, host: str, name: _Name, addresses: Sequence[str]) -> None:
         failing = not addresses
@@ -130,7 +134,8 @@ class Resolver:
         name.failing = failing
         if addresses:
             name.addresses = interleave(addresses)
-        name.until = self._reactor.seconds() + (FAILURE_BELIEVED if failing else BELIEVED)
+        name.since = self._reactor.seconds()
+        name.until = name.since + (FAILURE_BELIEVED if failing else BELIEVED)
         waiting, name.waiting = name.waiting, None
         for answer in waiting or ():
             if not answer.called:  # not given up because of what another one was just told

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-import time
 from pathlib import Path
 
 from twisted.logger import LogEvent, capturedLogs
 
-from fwdrelay.process.sdnotify import Notifier, forget
+from fwdrelay.process.sdnotify import Notifier
 from tests.case import SynchronousTestCase, open_descriptors
 
 
@@ -67,15 +66,6 @@ class NotifierTests(SynchronousTestCase):
         self.notifier().watchdog()
         self.assertEqual(self.heard(), ["WATCHDOG=1"])
 
-    def test_reloading_carries_the_monotonic_time(self) -> None:
-        before = time.monotonic_ns() // 1000
-        self.notifier().reloading()
-        after = time.monotonic_ns() // 1000
-        word, stamp = self.heard()
-        name, _, value = stamp.partition("=")
-        self.assertEqual((word, name), ("RELOADING=1", "MONOTONIC_USEC"))
-        self.assertTrue(before <= int(value) <= after, stamp)
-
     def test_each_word_is_a_datagram_of_its_own(self) -> None:
         notifier = self.notifier()
         notifier.ready("up")
@@ -110,7 +100,7 @@ class NotifierTests(SynchronousTestCase):
             notifier = Notifier.from_environment(environ)
             descriptors = open_descriptors()
             notifier.ready("up")
-            notifier.reloading()
+            notifier.status("again")
             notifier.status("fine")
             notifier.watchdog()
             notifier.stopping("down")
@@ -142,11 +132,6 @@ class NotifierTests(SynchronousTestCase):
         environ = {"NOTIFY_SOCKET": self.path, "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}
         Notifier.from_environment(environ)
         self.assertEqual(len(environ), 3)
-
-    def test_forget_removes_what_children_must_not_inherit(self) -> None:
-        environ = {"NOTIFY_SOCKET": self.path, "WATCHDOG_USEC": "1", "HOME": "/"}
-        forget(environ)
-        self.assertEqual(environ, {"HOME": "/"})
 
     def test_a_socket_that_is_gone_is_logged_once_and_does_not_raise(self) -> None:
         notifier = self.notifier()

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.pump.port import FIRST_PAUSE, LONGEST_PAUSE, TCPPort
+from fwdrelay.pump.spare import Spare
 from tests.case import SynchronousTestCase
 
 
@@ -71,6 +72,9 @@ class Accepted:
 
     closed = 0
 
+    def fileno(self) -> int:
+        return 5
+
     def close(self) -> None:
         Accepted.closed += 1
 
@@ -117,6 +121,8 @@ class PortTestCase(SynchronousTestCase):
         self.port.connected = True
         self.port.fileno = lambda: 7  # type: ignore[method-assign]
         self.port.startReading()
+        self.port.spare = Spare()
+        self.addCleanup(self.port.spare.give_up)
         self.logged: list[Any] = []
         observer: Any = self.logged.append
         globalLogPublisher.addObserver(observer)

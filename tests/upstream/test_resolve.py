@@ -114,7 +114,8 @@ class ResolverTests(SynchronousTestCase):
 
         def give_up(addresses: Addresses) -> Addresses:
             # The name is looked up anew meanwhile.
-            self.resolver.forget("name")
+            self.resolver.doubt("name")
+            self.reactor.advance(FAILURE_BELIEVED)
             others.append(self.resolver.resolve("name"))
             second.cancel()
             return addresses
@@ -155,10 +156,12 @@ class ResolverTests(SynchronousTestCase):
         self.assertEqual(self.look_up("192.0.2.2"), ("192.0.2.2",))
         self.assertEqual(self.said(), ["warn", "info"])
 
-    def test_what_is_forgotten_is_looked_up_anew(self) -> None:
-        self.resolver.forget("name")
+    def test_what_is_doubted_is_looked_up_anew_but_not_for_every_dial(self) -> None:
+        self.resolver.doubt("name")
         self.look_up("192.0.2.1")
-        self.resolver.forget("name")
+        self.resolver.doubt("name")
+        self.assertEqual(self.successResultOf(self.resolver.resolve("name")), ("192.0.2.1",))
+        self.reactor.advance(FAILURE_BELIEVED)
         self.assertEqual(self.look_up("192.0.2.2"), ("192.0.2.2",))
 
     def test_each_address_is_told_of_once(self) -> None:
