@@ -10,7 +10,6 @@ from unittest import mock
 
 from twisted.internet.task import Clock
 
-from fwdrelay.pump import pipes as pipes_module
 from fwdrelay.pump.pipes import SIZES, Pipe, Pipes
 from tests.case import SynchronousTestCase, open_descriptors
 
