@@ -26,7 +26,7 @@ import termios
 from typing import Any
 
 from twisted.internet import error, main, tcp, unix
-from twisted.internet.interfaces import IConnector, IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IConnector
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,9 +34,8 @@ from zope.interface import implementer
 from ..config import KeepAlive
 from ..interfaces import IPump, IStream
 from .death_watch import DeathWatch, NoDeathWatch
-from .options import make_options, set_options
-from .port import TCPPort, UNIXPort
-from .spare import Spare
+from .options import set_options
+from .port import ListeningPump, TCPPort, UNIXPort
 
 _INT = struct.Struct("i")
 
@@ -264,56 +263,17 @@ class _UNIXConnector(unix.Connector):
 
 
 @implementer(IPump)
-class BufferedPump:
+class BufferedPump(ListeningPump):
     """Makes Twisted's own ports and connections, with what a relay needs mixed in."""
 
+    tcp_port = _TCPPort
+    unix_port = _UNIXPort
+
     def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
-        self._reactor = reactor
-        self.options = make_options(keepalive)
+        super().__init__(reactor, keepalive)
         self.deaths: DeathWatch | NoDeathWatch
         self.deaths = DeathWatch(reactor) if hasattr(select, "epoll") else NoDeathWatch()
-        self.spare = Spare()
         self.callLater = reactor.callLater
-
-    def stop(self) -> None:
-        self.spare.give_up()
-
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> IListeningPort:
-        return self._listening(_TCPPort(port, factory, backlog, interface, self._reactor))
-
-    def listenUNIX(
-        self,
-        address: str,
-        factory: IProtocolFactory,
-        backlog: int = 50,
-        mode: int = 0o666,
-        wantPID: bool = False,
-    ) -> IListeningPort:
-        return self._listening(
-            _UNIXPort(os.fsencode(address), factory, backlog, mode, self._reactor, wantPID)
-        )
-
-    def adoptStreamPort(
-        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
-    ) -> IListeningPort:
-        port: _TCPPort | _UNIXPort
-        if addressFamily == socket.AF_UNIX:
-            port = _UNIXPort._fromListeningDescriptor(self._reactor, fileDescriptor, factory)
-        else:
-            port = _TCPPort._fromListeningDescriptor(
-                self._reactor, fileDescriptor, addressFamily, factory
-            )
-        return self._listening(port)
-
-    def _listening(self, port: _TCPPort | _UNIXPort) -> IListeningPort:
-        port.pump = self
-        port.options = self.options
-        port.spare = self.spare
-        self.spare.hold()
-        port.startListening()
-        return port
 
     def connectTCP(
         self,
@@ -323,7 +283,7 @@ class BufferedPump:
         timeout: float = 30,
         bindAddress: tuple[str, int] | None = None,
     ) -> IConnector:
-        connector = _TCPConnector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector = _TCPConnector(host, port, factory, timeout, bindAddress, self.reactor)
         connector.pump = self
         connector.connect()
         return connector
@@ -331,7 +291,7 @@ class BufferedPump:
     def connectUNIX(
         self, address: str, factory: ClientFactory[Any], timeout: float = 30, checkPID: bool = False
     ) -> IConnector:
-        connector = _UNIXConnector(address, factory, timeout, self._reactor, checkPID)
+        connector = _UNIXConnector(address, factory, timeout, self.reactor, checkPID)
         connector.pump = self
         connector.connect()
         return connector

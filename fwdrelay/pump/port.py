@@ -15,12 +15,13 @@ import socket
 from typing import Any
 
 from twisted.internet import main, tcp, unix
-from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..address import address_text
-from .options import Options, set_options
+from ..config import KeepAlive
+from .options import Options, make_options, set_options
 from .spare import Spare
 
 FIRST_PAUSE = 0.005
@@ -60,6 +61,7 @@ class _PatientPort(tcp.Port):
     options: Options = ()
     _inherits_options = True
     spare: Spare
+    pump: Any
     _pause = FIRST_PAUSE
     _short = False
     _waiting: IDelayedCall | None = None
@@ -224,3 +226,63 @@ class UNIXPort(_PatientPort, unix.Port):
                 with contextlib.suppress(OSError):
                     self.lockFile.unlock()
             tcp.Port.connectionLost(self, reason)
+
+
+class ListeningPump:
+    """
+    How a pump listens; its base class.
+
+    @ivar reactor: Twisted's reactor.
+    @ivar options: of all its TCP sockets.
+    @ivar spare: held while its ports accept.
+    @cvar tcp_port: the class of its TCP ports.
+    @cvar unix_port: the class of its Unix ports.
+    """
+
+    tcp_port: type[TCPPort]
+    unix_port: type[UNIXPort]
+
+    def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
+        self.reactor = reactor
+        self.options = make_options(keepalive)
+        self.spare = Spare()
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        return self._listening(self.tcp_port(port, factory, backlog, interface, self.reactor))
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> IListeningPort:
+        path = os.fsencode(address)
+        return self._listening(self.unix_port(path, factory, backlog, mode, self.reactor, wantPID))
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> IListeningPort:
+        port: TCPPort | UNIXPort
+        if addressFamily == socket.AF_UNIX:
+            port = self.unix_port._fromListeningDescriptor(self.reactor, fileDescriptor, factory)
+        else:
+            port = self.tcp_port._fromListeningDescriptor(
+                self.reactor, fileDescriptor, addressFamily, factory
+            )
+        return self._listening(port)
+
+    def _listening(self, port: TCPPort | UNIXPort) -> IListeningPort:
+        port.pump = self
+        port.options = self.options
+        port.spare = self.spare
+        port.startListening()
+        self.spare.hold()
+        return port
+
+    def stop(self) -> None:
+        """Give back what is kept for use: nobody is accepted any more."""
+        self.spare.give_up()

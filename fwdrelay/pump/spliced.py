@@ -19,8 +19,6 @@ from twisted.internet.interfaces import (
     IAddress,
     IConnector,
     IDelayedCall,
-    IListeningPort,
-    IProtocolFactory,
 )
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
@@ -30,10 +28,9 @@ from ..config import KeepAlive
 from ..deadlines import Deadlines
 from ..interfaces import IPump
 from .loop import EDGE, READ, Loop
-from .options import make_options, set_options
+from .options import set_options
 from .pipes import Pipes
-from .port import TCPPort, UNIXPort, _PatientPort
-from .spare import Spare
+from .port import ListeningPump, TCPPort, UNIXPort, _PatientPort
 from .stream import Stream
 
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
@@ -220,16 +217,17 @@ def _connect_error(number: int) -> Exception:
 
 
 @implementer(IPump)
-class SplicedPump:
+class SplicedPump(ListeningPump):
     """
     @ivar loop: serves all its sockets.
     @ivar deadlines: of the dials under way.
     """
 
+    tcp_port = _LoopTCPPort
+    unix_port = _LoopUNIXPort
+
     def __init__(self, reactor: Any, keepalive: KeepAlive) -> None:
-        self.reactor = reactor
-        self.options = make_options(keepalive)
-        self.spare = Spare()
+        super().__init__(reactor, keepalive)
         self.loop = Loop(reactor)
         self.pipes = Pipes(reactor)
         self.deadlines = Deadlines(reactor)
@@ -239,42 +237,6 @@ class SplicedPump:
             later: IDelayedCall = self.reactor.callLater(delay, call, *arguments)
             return later
         return self.loop.call_later(call, arguments)  # type: ignore[return-value]
-
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> IListeningPort:
-        return self._listening(_LoopTCPPort(port, factory, backlog, interface, self.reactor))
-
-    def listenUNIX(
-        self,
-        address: str,
-        factory: IProtocolFactory,
-        backlog: int = 50,
-        mode: int = 0o666,
-        wantPID: bool = False,
-    ) -> IListeningPort:
-        path = os.fsencode(address)
-        return self._listening(_LoopUNIXPort(path, factory, backlog, mode, self.reactor, wantPID))
-
-    def adoptStreamPort(
-        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
-    ) -> IListeningPort:
-        port: _LoopTCPPort | _LoopUNIXPort
-        if addressFamily == socket.AF_UNIX:
-            port = _LoopUNIXPort._fromListeningDescriptor(self.reactor, fileDescriptor, factory)
-        else:
-            port = _LoopTCPPort._fromListeningDescriptor(
-                self.reactor, fileDescriptor, addressFamily, factory
-            )
-        return self._listening(port)
-
-    def _listening(self, port: _LoopTCPPort | _LoopUNIXPort) -> IListeningPort:
-        port.pump = self
-        port.options = self.options
-        port.spare = self.spare
-        self.spare.hold()
-        port.startListening()
-        return port
 
     def connectTCP(
         self,
@@ -295,4 +257,4 @@ class SplicedPump:
         """Give back what is kept for use: no stream is left."""
         self.deadlines.stop()
         self.pipes.close()
-        self.spare.give_up()
+        super().stop()
