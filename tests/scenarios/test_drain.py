@@ -88,7 +88,7 @@ class Drain(Scenario):
                 begin_to_stop(relay)
                 relay.signal(number)
                 read_until_reset(client)
-                self.has_ended(relay, "drain-timeout", "KD")
+                self.has_ended(relay, "stopped", "KD")
                 relay.process.wait(30)
                 relay.stop()
 
