@@ -27,7 +27,7 @@ from zope.interface import implementer
 from ..config import KeepAlive
 from ..deadlines import Deadlines
 from ..interfaces import IPump
-from .loop import EDGE, READ, Loop
+from .loop import EDGE, READ, Later, Loop
 from .options import set_options
 from .pipes import Pipes
 from .port import ListeningPump, TCPPort, UNIXPort, _PatientPort
@@ -96,7 +96,17 @@ class Connecting:
     @ivar transport: the stream, once connected.
     """
 
-    __slots__ = ("_address", "_bind", "_factory", "_fd", "_pump", "_socket", "bucket", "transport")
+    __slots__ = (
+        "_address",
+        "_bind",
+        "_factory",
+        "_failing",
+        "_fd",
+        "_pump",
+        "_socket",
+        "bucket",
+        "transport",
+    )
 
     def __init__(
         self, pump: SplicedPump, factory: ClientFactory[Any], to: Any, bind: Any, timeout: float
@@ -107,6 +117,7 @@ class Connecting:
         self._bind = bind
         self._fd = -1
         self._socket: socket.SocketType | None = None
+        self._failing: Later | None = None
         self.bucket: set[Any] | None = None
         self.transport: Stream | None = None
         self.connect()
@@ -136,7 +147,7 @@ class Connecting:
         if number not in (0, errno.EINPROGRESS):
             if sock is not None:
                 sock.close()
-            loop.call_later(self._fail, (_connect_error(number),))
+            self._failing = loop.call_later(self._fail, (_connect_error(number),))
             return
         assert sock is not None
         self._socket = sock
@@ -175,6 +186,8 @@ class Connecting:
         """An exception while connecting, not of the peer's making."""
         if self._fd >= 0:
             self._give_up(error.ConnectError(string="internal error"))
+        elif self.transport is not None:
+            self.transport.abortConnection()
 
     def overdue(self, now: float) -> None:
         """The attempt's time is up."""
@@ -190,6 +203,8 @@ class Connecting:
     def stopConnecting(self) -> None:
         """Close the attempt's socket; nobody is told."""
         self._pump.deadlines.discard(self)
+        if self._failing is not None:
+            self._failing.cancel()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._pump.loop.close(fd, self._socket)

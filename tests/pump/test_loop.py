@@ -527,6 +527,10 @@ class JoiningTests(LoopTestCase):
         del self.reactor.doIteration
 
 
+class JoiningThePollReactorTests(JoiningTests):
+    kind = "Poll"
+
+
 class InstalledReactorTests(TestCase):
     """In the reactor that runs the tests."""
 
