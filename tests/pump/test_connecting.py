@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
@@ -58,7 +59,7 @@ class ConnectingTests(ReactorTestCase):
         self.assertEqual(len(outcome), 1)
 
     def test_cancelled_while_it_connects(self) -> None:
-        path = self.mktemp()[-60:].replace("/", "-")
+        path = f"fwdrelay {os.getpid()} {id(self)}"
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(f"\0{path}")
             listening.listen()
@@ -71,7 +72,7 @@ class ConnectingTests(ReactorTestCase):
                 self.assertEqual(accepted.recv(1), b"")
 
     def test_a_protocol_that_fails_is_no_connection_left_behind(self) -> None:
-        path = self.mktemp()[-60:].replace("/", "-")
+        path = f"fwdrelay {os.getpid()} {id(self)}"
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(f"\0{path}")
             listening.listen()

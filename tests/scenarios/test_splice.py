@@ -27,7 +27,6 @@ from tests.scenarios.relay_process import (
     PATIENCE,
     RelayProcess,
     Upstream,
-    connect,
     read_exactly,
     wait_until,
 )
@@ -53,7 +52,7 @@ NOBODY = 64_999
 """A user that nothing else here runs as."""
 STUCK = 40 * MB
 """More than kernels hold for two sockets each way: who sends it gets stuck until it is read."""
-QUIET = 3.0
+QUIET = 2.0
 """Seconds of watching a relay in which nothing happens."""
 SPEND = """
 import fcntl, os, sys
