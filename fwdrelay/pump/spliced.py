@@ -64,7 +64,8 @@ class _LoopPort(_PatientPort):
         """Never asked for."""
 
     def failed(self) -> None:
-        """Go on with the next connection."""
+        """Accepting failed in a way nobody foresaw, and would again at once: pause."""
+        self._accept_later(OSError(0, "an error that was logged above"))
 
     def _next(self) -> tuple[Any, Any]:
         # socket.accept() would make two Python objects and ask the system two things more.

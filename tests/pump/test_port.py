@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from typing import Any
+from unittest import mock
 
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Factory, Protocol
@@ -14,6 +15,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.pump.port import FIRST_PAUSE, LONGEST_PAUSE, TCPPort
 from fwdrelay.pump.spare import Spare
+from fwdrelay.pump.spliced import _LoopTCPPort
 from tests.case import SynchronousTestCase
 
 
@@ -261,3 +263,17 @@ class DualTests(SynchronousTestCase):
         port = TCPPort(0, Factory(), interface="::", reactor=Reactor())
         with port.createInternetSocket() as made:
             self.assertEqual(made.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY), 0)
+
+
+class LoopPortTests(SynchronousTestCase):
+    def test_what_nobody_foresaw_pauses_it_instead_of_failing_again_at_once(self) -> None:
+        clock = Clock()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = _LoopTCPPort(0, Factory(), reactor=clock)
+            port.socket = listening
+            port.pump = mock.Mock()
+            port.startReading()
+            port.failed()
+            port.pump.loop.remove.assert_called_once_with(listening.fileno())
+            clock.advance(FIRST_PAUSE)
+            self.assertEqual(port.pump.loop.add.call_count, 2)
