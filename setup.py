@@ -56,6 +56,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "attrs",
+        "cattrs>=24.1",
         "pyopenssl",
         "service-identity",
         "twisted>=26.4",

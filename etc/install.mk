@@ -15,6 +15,7 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 install_root := $(patsubst %/,%,$(abspath $(DESTDIR)))
 install_venv = $(PREFIX)/lib/fwdrelay
 install_units = fwdrelay.service fwdrelay@.service fwdrelay.socket
+install_examples = $(notdir $(wildcard $(install_source)/etc/fwdrelay/examples/*))
 install_source := $(patsubst %/etc/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 
 # The files in etc/ name the default places, so that they can also be copied as they are.
@@ -47,17 +48,22 @@ endif
 install-files: install_env = $(install_root)$(SYSCONFDIR)/fwdrelay/fwdrelay.env
 install-files:
 	umask 022 && mkdir -p '$(install_root)$(UNITDIR)' '$(install_root)$(SYSUSERSDIR)' '$(dir $(install_env))' \
-	    '$(install_root)$(DOCDIR)'
+	    '$(install_root)$(DOCDIR)/examples'
 	umask 022 && for unit in $(install_units); do \
 	    $(install_text) "$(install_source)/etc/systemd/system/$$unit" > "$(install_root)$(UNITDIR)/$$unit" || exit; done
 	umask 022 && $(install_text) '$(install_source)/etc/sysusers.d/fwdrelay.conf' > '$(install_root)$(SYSUSERSDIR)/fwdrelay.conf'
 	umask 022 && $(install_text) '$(install_source)/docs/systemd.md' > '$(install_root)$(DOCDIR)/systemd.md'
 	umask 022 && $(install_text) '$(install_source)/etc/fwdrelay/fwdrelay.env' > '$(install_root)$(DOCDIR)/fwdrelay.env'
+	umask 022 && for example in $(install_examples); do \
+	    $(install_text) "$(install_source)/etc/fwdrelay/examples/$$example" > \
+	        "$(install_root)$(DOCDIR)/examples/$$example" || exit; done
 	test -e '$(install_env)' || cp -p '$(install_root)$(DOCDIR)/fwdrelay.env' '$(install_env)'
 
 # What an operator wrote stays: the files in SYSCONFDIR, drop-ins, the user, the logs.
 uninstall: ## remove what install made; configuration stays
 	rm -rf '$(install_root)$(install_venv)'
 	rm -f $(foreach unit,$(install_units),'$(install_root)$(UNITDIR)/$(unit)') '$(install_root)$(SYSUSERSDIR)/fwdrelay.conf'
+	rm -f $(foreach example,$(install_examples),'$(install_root)$(DOCDIR)/examples/$(example)')
+	-rmdir '$(install_root)$(DOCDIR)/examples'
 	rm -f '$(install_root)$(DOCDIR)/systemd.md' '$(install_root)$(DOCDIR)/fwdrelay.env'
 	-rmdir '$(install_root)$(DOCDIR)'

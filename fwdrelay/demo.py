@@ -63,11 +63,14 @@ class Demo:
         self._site.log = _nothing  # type: ignore[method-assign]
         self._port: IListeningPort | None = None
 
-    def listen(self) -> int:
-        """
-        @return: the port, on 127.0.0.1.
-        """
+    def listen(self) -> None:
+        """Begin to."""
         self._port = self._reactor.listenTCP(0, self._site, interface="127.0.0.1")
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        assert self._port is not None
         return _port(self._port.getHost())
 
     def stop(self) -> Deferred[Any]:
@@ -111,6 +114,7 @@ def _render(session: Session) -> str:
     client, upstream = session.client, session.upstream
     assert isinstance(client, ClientProtocol)
     assert upstream is not None
+    assert session.pool is not None
     assert session.target is not None
     assert session.connected is not None
     host = upstream.transport.getHost()
@@ -118,7 +122,7 @@ def _render(session: Session) -> str:
         "you": client.address,
         "connected to the relay at": client.local,
         "whose listener": client.factory.name,
-        "of the pool": client.factory.pool.name,
+        "of the pool": session.pool.name,
         "elected the target": f"{session.target.label} ({session.target.config.address})",
         "dialed in": f"{(session.connected - session.started) * 1000:.2f} ms",
         "from": f"{host.host}:{host.port}",

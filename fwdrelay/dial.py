@@ -1,5 +1,5 @@
 """
-Opening the upstream connection: a target elected, its addresses raced, the next target when it fails.
+Opening the upstream connection: a target's addresses raced, the next target elected when it fails.
 
 A dial ends within the connect time-out, whatever it tries: each target gets an equal share of what is
 left, so one that answers nothing leaves time for the next. Every attempt is a `ClientCreator`
@@ -60,26 +60,24 @@ class Dialed(Generic[P]):
     What a dial came to.
 
     @ivar protocol: connected to `target`, on which one session is counted now.
-    @ivar retries: how many other targets were tried before.
+    @ivar failed: the targets that were tried before.
     """
 
     protocol: P
     target: Target
-    retries: int
+    failed: Sequence[Target] = ()
 
 
 class AllFailed(DialFailed):
     """
     No target could be connected to; cause and detail are the last one's.
 
-    @ivar target: the last one tried, or None where none may take one more session.
-    @ivar retries: how many targets were tried after the first.
+    @ivar tried: the targets that were, in order, the last one included.
     """
 
-    def __init__(self, last: DialFailed, target: Target | None, retries: int) -> None:
+    def __init__(self, last: DialFailed, tried: Sequence[Target]) -> None:
         super().__init__(last.cause, last.detail)
-        self.target = target
-        self.retries = retries
+        self.tried = tuple(tried)
 
 
 @define(eq=False)
@@ -88,15 +86,15 @@ class _Dial(Generic[P]):
     What one dial has tried.
 
     @ivar deadline: when its time is up, if there is a `timeout`.
-    @ivar failed: how the last target failed.
+    @ivar client: the client's IP address, for elections that want it.
     """
 
     pool: Pool
     build: Callable[[], P]
     timeout: float
     deadline: float
-    tried: list[Target] = field(factory=list)
-    failed: DialFailed | None = None
+    client: str | None
+    tried: list[Target]
 
     def share(self, clock: Any) -> float | None:
         """
@@ -105,24 +103,19 @@ class _Dial(Generic[P]):
         """
         if not self.timeout:
             return None
-        targets = min(self.pool.retries + 1, len(self.pool.targets))
+        targets = min(self.pool.config.retries + 1, len(self.pool.targets))
         left = max(targets - len(self.tried) + 1, 1)
         to_go: float = self.deadline - clock.seconds()
         return max(to_go / left, _SHORTEST)
 
     def next_target(self) -> Target | None:
         """
-        @return: another target, with a session counted on it; None where enough were tried.
+        @return: another target, with a session counted on it; None where enough were tried, or none is
+            left.
         """
-        return self.pool.elect(self.tried) if len(self.tried) <= self.pool.retries else None
-
-    def all_failed(self) -> AllFailed:
-        """The error that tells of it."""
-        failed = self.failed or DialFailed(
-            "no-target", "every target is at its limit of sessions, or has a weight of 0"
-        )
-        tried = self.tried
-        return AllFailed(failed, tried[-1] if tried else None, max(len(tried) - 1, 0))
+        if len(self.tried) > self.pool.config.retries:
+            return None
+        return self.pool.elect(self.client, self.tried)
 
 
 class Dialer:
@@ -137,65 +130,88 @@ class Dialer:
         self._pump = pump
         self._resolver = resolver
 
-    def dial(self, pool: Pool, timeout: float, build: Callable[[], P]) -> Deferred[Dialed[P]]:
+    def dial(
+        self,
+        pool: Pool,
+        target: Target,
+        timeout: float,
+        build: Callable[[], P],
+        client: str | None = None,
+        tried: Sequence[Target] = (),
+    ) -> Deferred[Dialed[P]]:
         """
-        Connect to a target of `pool`.
+        Connect to `target`, or to another one of `pool`.
 
+        @param target: elected for this session, which is counted on it; from here on, that is this dial's
+            to see to, until it has succeeded.
         @param timeout: seconds over everything; 0: the system's time-out for each attempt.
         @param build: makes the protocol for an attempt.
+        @param client: the client's IP address, for elections that want it.
+        @param tried: targets that were tried before, by an earlier dial for the same session.
         @return: fails with `AllFailed` when no target was connected to, or time ran out; may be
             cancelled.
         """
-        dial = _Dial(pool, build, timeout, self._reactor.seconds() + timeout)
-        target = pool.elect()
-        if target is None or not target.literal:
-            return Deferred.fromCoroutine(self._try_targets(dial, target))
+        deadline = self._reactor.seconds() + timeout
+        dial = _Dial(pool, build, timeout, deadline, client, [*tried, target])
+        config = target.config
+        if not target.literal or pool.config.bind:
+            return Deferred.fromCoroutine(self._try_targets(dial))
         # Nearly every dial is this: one address, which answers. A coroutine, with all that can happen
         # in it, would cost a tenth of the session's set-up.
-        dial.tried.append(target)
         share = dial.share(self._reactor) or _NO_LIMIT
         outcome: Deferred[Any]
         try:
             outcome = ClientCreator(self._pump, build).connectTCP(
-                target.config.host, target.config.port, timeout=share
+                config.host, config.port, timeout=share
             )
         except OSError:
             outcome = fail()
-        return outcome.addCallbacks(Dialed, self._first_failed, (target, 0), {}, (dial, target))
+        if pool.notes_dials or tried:
+            return outcome.addCallbacks(self._succeeded, self._first_failed, (dial,), {}, (dial,))
+        return outcome.addCallbacks(Dialed, self._first_failed, (target,), {}, (dial,))
 
-    def _first_failed(
-        self, failure: Failure, dial: _Dial[P], target: Target
-    ) -> Failure | Deferred[Dialed[P]]:
-        dial.pool.release(target)
+    def _succeeded(self, protocol: P, dial: _Dial[P]) -> Dialed[P]:
+        target = dial.tried[-1]
+        dial.pool.dialed(target)
+        return Dialed(protocol, target, dial.tried[:-1])
+
+    def _first_failed(self, failure: Failure, dial: _Dial[P]) -> Failure | Deferred[Dialed[P]]:
         failed = failure.value
         if not isinstance(failed, (OSError, error.ConnectError)):
+            dial.pool.release(dial.tried[-1])
             return failure  # cancelled
-        dial.failed = DialFailed(*_cause(failed))
-        return Deferred.fromCoroutine(self._try_targets(dial, dial.next_target()))
+        return Deferred.fromCoroutine(self._try_targets(dial, DialFailed(*_cause(failed))))
 
-    async def _try_targets(self, dial: _Dial[P], target: Target | None) -> Dialed[P]:
+    async def _try_targets(self, dial: _Dial[P], failed: DialFailed | None = None) -> Dialed[P]:
         """
-        @param target: the first to try, elected already.
-        @raise AllFailed: when it and those elected after it have failed.
+        Try the target tried last, unless it has `failed`, and then those elected after it.
+
+        @raise AllFailed: when they all have failed.
         """
-        while target is not None:
-            dial.tried.append(target)
-            try:
-                share = dial.share(self._reactor)
-                protocol = await self._dial_target(target.config, share, dial.build)
-            except DialFailed as failed:
-                dial.pool.release(target)
-                dial.failed = failed
-            except BaseException:
-                dial.pool.release(target)
-                raise
-            else:
-                return Dialed(protocol, target, len(dial.tried) - 1)
-            target = dial.next_target()
-        raise dial.all_failed()
+        pool = dial.pool
+        while True:
+            target = dial.tried[-1]
+            if failed is None:
+                try:
+                    share = dial.share(self._reactor)
+                    protocol = await self._dial_target(target.config, share, pool, dial.build)
+                except DialFailed as why:
+                    failed = why
+                except BaseException:
+                    pool.release(target)
+                    raise
+                else:
+                    return self._succeeded(protocol, dial)
+            pool.release(target)
+            pool.dial_failed(target, failed.cause, failed.detail)
+            following = dial.next_target()
+            if following is None:
+                raise AllFailed(failed, dial.tried)
+            dial.tried.append(following)
+            failed = None
 
     async def _dial_target(
-        self, target: TargetConfig, share: float | None, build: Callable[[], P]
+        self, target: TargetConfig, share: float | None, pool: Pool, build: Callable[[], P]
     ) -> P:
         """
         @param share: seconds, None for no limit of ours.
@@ -207,13 +223,17 @@ class Dialer:
                 # "@name" is how an abstract Unix address is written; the kernel wants a NUL there.
                 path = "\0" + target.path[1:] if target.path[0] == "@" else target.path
                 return await self._connect_unix(path, share, build)
-            resolving = self._resolver.resolve(target.host)
-            if share is not None and not resolving.called:
-                resolving.addTimeout(share, self._reactor)
-            addresses = await resolving
+            addresses = target.addresses
+            if not addresses:
+                resolving = self._resolver.resolve(target.host)
+                if share is not None and not resolving.called:
+                    resolving.addTimeout(share, self._reactor)
+                addresses = await resolving
             if share is not None:
                 share = max(share - (self._reactor.seconds() - started), _SHORTEST)
-            return await self._race(target, addresses, share, build)
+            return await self._race(
+                target, _reachable(addresses, pool.config.bind), share, pool.config.bind, build
+            )
         except (OSError, error.ConnectError, DeferredTimeout) as failed:
             cause, detail = _cause(failed)
             if cause != "no-resources":
@@ -242,12 +262,17 @@ class Dialer:
         target: TargetConfig,
         addresses: Sequence[str],
         share: float | None,
+        bind: str,
         build: Callable[[], P],
     ) -> Deferred[P]:
         def attempt(address: str) -> Deferred[P]:
             creator = ClientCreator(self._pump, build)
             return maybeDeferred(
-                creator.connectTCP, address, target.port, timeout=share or _NO_LIMIT
+                creator.connectTCP,
+                address,
+                target.port,
+                timeout=share or _NO_LIMIT,
+                bindAddress=(bind, 0) if bind else None,
             )
 
         if len(addresses) == 1:
@@ -321,6 +346,20 @@ class _Race(Generic[P]):
         running, self.running = self.running, []
         for attempt in running:
             attempt.cancel()
+
+
+def _reachable(addresses: Sequence[str], bind: str) -> Sequence[str]:
+    """
+    @param bind: the address that is dialed from; empty: any.
+    @return: those of its family.
+    @raise DialFailed: where there are none.
+    """
+    if not bind:
+        return addresses
+    reachable = [address for address in addresses if (":" in address) == (":" in bind)]
+    if not reachable:
+        raise DialFailed("unreachable", f"no address of it can be dialed from {bind}")
+    return reachable
 
 
 def _cause(failed: Exception) -> tuple[str, str]:

@@ -6,6 +6,10 @@ connection (a reset, a refused dial) are not here: they end a session with a L{r
 <fwdrelay.session.lifecycle.Reason>} and never travel further.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class FwdrelayError(Exception):
     """The base of all errors that fwdrelay raises on purpose."""
@@ -23,6 +27,22 @@ class ConfigError(FwdrelayError):
         super().__init__(f"{where}: {problem}")
         self.where = where
         self.problem = problem
+
+
+class ConfigErrors(FwdrelayError):
+    """
+    All that is wrong with a configuration.
+
+    @ivar errors: in the order in which they stand there, one at least.
+    """
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+class DiscoveryFailed(FwdrelayError):
+    """Targets could not be found out; the text says why."""
 
 
 class CannotListen(FwdrelayError):

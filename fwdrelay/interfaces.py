@@ -1,5 +1,9 @@
 """
-What the parts of the relay ask of each other across a seam.
+What the parts of the relay ask of each other across a seam, and what a plugin may implement.
+
+Plugins are `IElectionPlugin`, `IDiscoveryPlugin` and `IAdmissionPlugin`: objects in a module of the
+package `fwdrelay.plugins` that the configuration names. What they make is `IElection`, `IDiscovery`
+and `IAdmission`; fwdrelay's own kinds implement those, too. `docs/plugins.md` has an example for each.
 
 The seam of the byte path is Twisted's own vocabulary: registering one transport as the other's
 producer is what relays. A pump is what makes transports that take those words at their best; see
@@ -8,8 +12,9 @@ producer is what relays. A pump is what makes transports that take those words a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from attrs import field, frozen
 from twisted.internet.interfaces import (
     IConsumer,
     IDelayedCall,
@@ -21,7 +26,9 @@ from twisted.internet.interfaces import (
     IReactorUNIX,
     ITCPTransport,
 )
-from zope.interface import Attribute
+from zope.interface import Attribute, Interface
+
+from .config.model import TargetConfig
 
 
 class IStream(ITCPTransport, IPushProducer, IConsumer):
@@ -80,3 +87,113 @@ class IPump(IReactorTCP, IReactorUNIX):
 
     def callLater(delay: float, call: Callable[..., object], *args: object) -> IDelayedCall:
         """As `twisted.internet.interfaces.IReactorTime.callLater`."""
+
+
+class ITarget(Interface):
+    """A target as an election sees it."""
+
+    label = Attribute("What log and metrics call it; no other target of its pool is called so.")
+    weight = Attribute("Its configured share, from 1 up.")
+    share = Attribute("Its share now: `weight`, or a part of it while it starts slowly; above 0.")
+    sessions = Attribute("How many sessions are on it or being dialed to it.")
+    tier = Attribute(
+        "Its backup and priority; candidates are of one tier, the lowest that has one left."
+    )
+
+
+class IElection(Interface):
+    """How a target is elected for a session; one for each pool. Nothing here may wait."""
+
+    def targets_changed(targets: Sequence[ITarget]) -> None:
+        """
+        The pool's targets are these now, in the order of the configuration, whether they are up or not.
+        Called before the first `elect`, and when targets come, go or get another weight or tier; those
+        that stay are the same objects.
+        """
+
+    def elect(candidates: Sequence[ITarget], client: str | None) -> ITarget:
+        """
+        @param candidates: those that may get the session, one at least, in the order of `targets_changed`:
+            they are up, below their limits, and were not tried before for this session.
+        @param client: the client's IP address; None for one that came by a Unix socket.
+        @return: one of `candidates`.
+        """
+
+
+class IElectionPlugin(Interface):
+    """Makes elections for pools whose `balance` names it."""
+
+    name = Attribute("What the configuration calls it: letters, digits, `-`, `_`.")
+
+    def make_election(argument: str) -> IElection:
+        """
+        @param argument: what stands behind the name and a colon; empty: nothing.
+        @raise ValueError: with a sentence, for an argument that is wrong. Called when the configuration
+            is read, and by `--check`.
+        """
+
+
+def _as_tuple(targets: Iterable[TargetConfig]) -> tuple[TargetConfig, ...]:
+    return tuple(targets)
+
+
+@frozen
+class Found:
+    """
+    What a discovery found.
+
+    @ivar targets: all there are, each time.
+    @ivar ttl: seconds that this is good for; then it is asked again.
+    """
+
+    targets: tuple[TargetConfig, ...] = field(converter=_as_tuple)
+    ttl: float
+
+
+class IDiscovery(Interface):
+    """Finds targets for a pool, again and again."""
+
+    def discover() -> Awaitable[Found]:
+        """
+        Find them. May take as long as it wants, also to wait for news; is cancelled when nobody wants to
+        know any more.
+
+        @raise Exception: what was known before is kept, its text is logged once, and it is tried again
+            later and later. `fwdrelay.errors.DiscoveryFailed` is for what can be expected.
+        """
+
+
+class IDiscoveryPlugin(Interface):
+    """Makes discoveries for pools whose `discover` names it: `NAME:ARGUMENT`."""
+
+    name = Attribute("What the configuration calls it: letters, digits, `-`, `_`.")
+
+    def make_discovery(argument: str, reactor: object, nameservers: Sequence[str]) -> IDiscovery:
+        """
+        @param nameservers: those of the configuration, as `ADDR:PORT`; empty: the system's.
+        @raise ValueError: with a sentence, for an argument that is wrong. Called when the configuration
+            is read, and by `--check`; it must not begin anything.
+        """
+
+
+class IAdmission(Interface):
+    """Decides who may open a session; one for each listener. Nothing here may wait."""
+
+    def admit(client: str | None) -> str | None:
+        """
+        @param client: its IP address; None for one that came by a Unix socket.
+        @return: None to let it in; else why not, for the log.
+        """
+
+
+class IAdmissionPlugin(Interface):
+    """Makes admissions for listeners whose `admit.plugins` name it."""
+
+    name = Attribute("What the configuration calls it: letters, digits, `-`, `_`.")
+
+    def make_admission(argument: str, listener: str) -> IAdmission:
+        """
+        @param listener: its name.
+        @raise ValueError: with a sentence, for an argument that is wrong. Called when the configuration
+            is read, and by `--check`.
+        """

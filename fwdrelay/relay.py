@@ -1,5 +1,5 @@
 """
-The relay: built from a `Config`, started, stopped in order.
+The relay: built from a `Config`, started, changed while it runs, stopped in order.
 
 This is where the parts meet; each knows only those below it. Twisted's `MultiService` stops all its
 children at once and without a deadline, so the order of a stop is written out here.
@@ -7,28 +7,30 @@ children at once and without a deadline, so the order of a stop is written out h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ._version import __version__
-from .config import Config, PoolConfig, TargetConfig
+from .config import Config, ListenerConfig, PoolConfig, RelayConfig, TargetConfig
 from .deadlines import Deadlines
 from .demo import Demo
 from .dial import Dialer
-from .errors import FwdrelayError
-from .frontend import Listener
-from .interfaces import IPump
+from .errors import ConfigError, ConfigErrors, FwdrelayError
+from .frontend import Addresses, Key, Listener, keys
+from .interfaces import IAdmission, IPump
 from .observe.access_log import AccessLog
+from .observe.events import SessionEnded
 from .observe.sink import Sink
+from .parts import Parts, make_parts
 from .process.sdnotify import Notifier
 from .pump import make_pump
 from .session import Reason, Session
-from .upstream import Pool, Resolver
+from .upstream import Pool, Resolver, Target
 
 STATUS_EVERY = 5.0
 
@@ -41,7 +43,11 @@ class Relay(Service):
     @param notifier: the line to systemd, if there is one.
     @param give_up: called with a sentence when the relay can't start; it must not return. Without it,
         `privilegedStartService` raises the `FwdrelayError`.
+    @param read: reads the configuration anew, for `reload`; raises `ConfigErrors`. None: there is nothing
+        that could have changed.
+    @ivar config: what is asked for now.
     @ivar listeners: by name.
+    @ivar pools: by name.
     """
 
     name = "fwdrelay"
@@ -53,14 +59,19 @@ class Relay(Service):
         reactor: Any,
         notifier: Notifier | None = None,
         give_up: Callable[[str], None] | None = None,
+        read: Callable[[], Config] | None = None,
     ) -> None:
         notifier = Notifier() if notifier is None else notifier
         self.config = config
         self._reactor = reactor
         self._notifier = notifier
         self._give_up = give_up
+        self._read = read
         self._deadlines = Deadlines(reactor)
+        self._resolver = Resolver(reactor)
         self._pump: IPump | None = None
+        self._addresses: Addresses
+        self._dialer: Dialer
         self._access_log: AccessLog | None = None
         self._demo: Demo | None = None
         self._ended_count = 0
@@ -69,12 +80,19 @@ class Relay(Service):
         self._watchdog = LoopingCall(notifier.watchdog)
         self._status.clock = self._watchdog.clock = reactor
         self._told = ""
+        self._closing = DeferredLock()
+        self._leaving: dict[Listener, Any] = {}
         self.listeners: dict[str, Listener] = {}
+        self.pools: dict[str, Pool] = {}
 
     @property
     def active(self) -> int:
         """How many sessions are open."""
-        return sum(listener.active for listener in self.listeners.values())
+        return sum(listener.active for listener in self._all_listeners())
+
+    def _all_listeners(self) -> list[Listener]:
+        """Those there are, and those removed whose sessions have not ended yet."""
+        return [*self.listeners.values(), *self._leaving]
 
     @property
     def draining(self) -> bool:
@@ -84,10 +102,12 @@ class Relay(Service):
     def privilegedStartService(self) -> None:
         """Open everything that may need privileges: the access log, the listeners."""
         try:
-            self._open_access_log()
-            self._build()
+            parts = make_parts(self.config, self._reactor)
+            self._access_log = self._open_access_log(self.config.relay)
+            self._build(parts)
             for listener in self.listeners.values():
-                listener.listen()
+                bound = self._addresses.bind(listener, listener.config)
+                self._addresses.tell(listener, bound)
         except FwdrelayError as failed:
             if self._give_up is None:
                 raise
@@ -96,6 +116,8 @@ class Relay(Service):
     def startService(self) -> None:
         """The sockets listen: say so, once the reactor runs."""
         super().startService()
+        for pool in self.pools.values():
+            pool.start()
         self._reactor.callWhenRunning(self._running)
 
     def stopService(self) -> Deferred[None]:
@@ -110,49 +132,236 @@ class Relay(Service):
     def cut_all(self, reason: Reason = Reason.STOPPED) -> None:
         """End every session now."""
         self.log.info("Cutting {active} sessions.", active=self.active)
-        for listener in self.listeners.values():
-            for session in list(listener.sessions):
-                session.cut(reason)
+        for session in self._sessions():
+            session.cut(reason)
 
     def reopen_logs(self) -> None:
         """The access log was moved away: begin a new file."""
         if self._access_log is not None:
             self._access_log.reopen()
 
-    def _open_access_log(self) -> None:
-        where = self.config.access_log
-        if where != "off":
-            sink = Sink(self._reactor, None if where == "stdout" else where)
-            self._access_log = AccessLog(self.config.access_log_format, sink)
+    def reload(self) -> bool:
+        """
+        Read the configuration anew, and be as it says from now on. Where anything is wrong with it, nothing
+        changes, and the log says what is wrong.
 
-    def _build(self) -> None:
-        pump = self._pump = make_pump(self.config.pump, self._reactor, self.config.keepalive)
-        dialer = Dialer(self._reactor, pump, Resolver(self._reactor))
-        pools = {config.name: Pool(self._with_demo(config)) for config in self.config.pools}
-        for config in self.config.listeners:
-            self.listeners[config.name] = Listener(
-                config,
-                clock=self._reactor,
-                pump=pump,
-                pool=pools[config.pool],
-                dialer=dialer,
-                deadlines=self._deadlines,
-                tell=None if self._access_log is None else self._access_log.session_ended,
-                left=self._session_left,
-                all_active=lambda: self.active,
+        @return: whether the relay is as the configuration says.
+        """
+        self.reopen_logs()
+        if self._read is None:
+            self.log.info("There is no configuration file to read again.")
+            return True
+        if self.draining:
+            self.log.warn("The configuration is not read again: the relay is stopping.")
+            return False
+        self._notifier.reloading()
+        try:
+            self.change(self._read())
+        except ConfigErrors as wrong:
+            for error in wrong.errors:
+                self.log.error("{error}", error=error)
+            self.log.error(
+                "Nothing was changed: {count} wrong in the configuration.",
+                count="1 thing is" if len(wrong.errors) == 1 else f"{len(wrong.errors)} things are",
             )
+            return False
+        except FwdrelayError as failed:
+            self.log.error("Nothing was changed: {failed}.", failed=failed)
+            return False
+        finally:
+            self._told = self._status_text()
+            self._notifier.ready(self._told)
+        return True
+
+    def change(self, config: Config) -> None:
+        """
+        Be as `config` says from now on. Addresses that stay are never closed; sessions keep what they have;
+        targets that stay keep their state.
+
+        @raise FwdrelayError: nothing was changed: it asks for what can't change while the relay runs, for
+            a plugin that doesn't exist, or for an address or a file that can't be opened.
+        """
+        before = self.config
+        _refuse_what_takes_a_restart(before, config)
+        parts = make_parts(config, self._reactor)
+        new_pools = {
+            each.name: self._make_pool(each, parts)
+            for each in config.pools
+            if each.name not in self.pools
+        }
+        pools = {**self.pools, **new_pools}
+        new_listeners = {
+            each.name: self._make_listener(each, pools, parts.admissions[each.name])
+            for each in config.listeners
+            if each.name not in self.listeners
+        }
+        log_changes = _log_of(config.relay) != _log_of(before.relay)
+        access_log = self._open_access_log(config.relay) if log_changes else self._access_log
+        try:
+            new_addresses = self._bind_new(config, new_listeners)
+        except FwdrelayError:
+            if log_changes and access_log is not None:
+                access_log.close()
+            raise
+        # From here on nothing can go wrong, and nobody is accepted before all of it is done.
+        if log_changes:
+            old_log, self._access_log = self._access_log, access_log
+            for listener in (*self._all_listeners(), *new_listeners.values()):
+                listener.tell = self._tell
+            if old_log is not None:
+                old_log.close()
+        self.config = config
+        self._close_unused()  # first: who was promised a connection there gets it in the old world
+        self._change_pools(before, config, parts, new_pools)
+        self._change_listeners(config, parts, new_listeners)
+        for listener in self.listeners.values():
+            self._addresses.serve(listener)
+            mine = [key for key in keys(listener.config) if key in new_addresses]
+            self._addresses.tell(listener, mine)
+        self.log.info("The configuration is in force: {told}.", told=_told(before, config))
+
+    def _bind_new(self, config: Config, new: Mapping[str, Listener]) -> list[Key]:
+        """
+        Bind what is not bound yet, for listeners that are not the relay's yet, or are with another
+        configuration.
+
+        @return: which addresses those are.
+        @raise CannotListen: nothing new is bound.
+        """
+        bound: list[Key] = []
+        try:
+            for each in config.listeners:
+                listener = new.get(each.name) or self.listeners[each.name]
+                bound += self._addresses.bind(listener, each)
+        except FwdrelayError:
+            self._addresses.unbind(bound)
+            for listener in new.values():
+                self._let_leave(listener)  # somebody may have been quicker than we
+            raise
+        return bound
+
+    def _change_pools(
+        self, before: Config, config: Config, parts: Parts, new: Mapping[str, Pool]
+    ) -> None:
+        anew = config.relay.nameservers != before.relay.nameservers
+        wanted = {each.name: each for each in config.pools}
+        for name in [name for name in self.pools if name not in wanted]:
+            self.pools.pop(name).remove()
+        for name, pool in self.pools.items():
+            pool.change(self._with_demo(wanted[name]), parts.pools[name], anew)
+        for name, pool in new.items():
+            self.pools[name] = pool
+            pool.start()
+
+    def _change_listeners(self, config: Config, parts: Parts, new: Mapping[str, Listener]) -> None:
+        wanted = {each.name: each for each in config.listeners}
+        for name in [name for name in self.listeners if name not in wanted]:
+            self._let_leave(self.listeners.pop(name))
+        for name, listener in self.listeners.items():
+            listener.change(wanted[name], self.pools, parts.admissions[name])
+        self.listeners.update(new)
+
+    def _let_leave(self, listener: Listener) -> None:
+        """It is no longer configured: its sessions have the drain time-out to end in."""
+        if not listener.active:
+            listener.refusals.stop()
+            return
+        limit = self.config.relay.drain_timeout
+        self.log.info(
+            "Listener {listener} is removed; {active} sessions of it are open, {limit}.",
+            listener=listener.name,
+            active=listener.active,
+            limit=f"cut in {limit:g} s" if limit else "for as long as they take",
+        )
+        self._leaving[listener] = (
+            self._reactor.callLater(limit, self._cut_leaving, listener) if limit else None
+        )
+
+    def _cut_leaving(self, listener: Listener) -> None:
+        self._leaving[listener] = None
+        for session in list(listener.sessions):
+            session.cut(Reason.DRAIN_TIMEOUT)
+
+    def _close_unused(self) -> None:
+        wanted = {key for listener in self.config.listeners for key in keys(listener)}
+        unused = [key for key in self._addresses.bound if key not in wanted]
+        if unused:
+            closing = Deferred.fromCoroutine(self._addresses.close(unused))
+            self._closing.run(lambda: closing)
+
+    def _open_access_log(self, config: RelayConfig) -> AccessLog | None:
+        where = config.access_log
+        if where == "off":
+            return None
+        sink = Sink(self._reactor, None if where == "stdout" else where)
+        return AccessLog(config.access_log_format, sink)
+
+    @property
+    def _tell(self) -> Callable[[SessionEnded], None] | None:
+        return None if self._access_log is None else self._access_log.session_ended
+
+    def _build(self, parts: Parts) -> None:
+        config = self.config
+        pump = self._pump = make_pump(config.relay.pump, self._reactor, config.relay.probing)
+        self._addresses = Addresses(pump)
+        self._dialer = Dialer(self._reactor, pump, self._resolver)
+        for pool in config.pools:
+            self.pools[pool.name] = self._make_pool(pool, parts)
+        for listener in config.listeners:
+            self.listeners[listener.name] = self._make_listener(
+                listener, self.pools, parts.admissions[listener.name]
+            )
+
+    def _make_pool(self, config: PoolConfig, parts: Parts) -> Pool:
+        return Pool(
+            self._with_demo(config),
+            parts.pools[config.name],
+            self._reactor,
+            self._resolver,
+            self._end_sessions_of,
+        )
+
+    def _make_listener(
+        self,
+        config: ListenerConfig,
+        pools: Mapping[str, Pool],
+        admissions: tuple[IAdmission, ...],
+    ) -> Listener:
+        return Listener(
+            config,
+            pools,
+            admissions,
+            clock=self._reactor,
+            dialer=self._dialer,
+            deadlines=self._deadlines,
+            tell=self._tell,
+            left=self._session_left,
+            all_active=lambda: self.active,
+        )
+
+    def _end_sessions_of(self, target: Target) -> None:
+        """`target` is down or removed, and its pool wants its sessions closed."""
+        if not target.sessions:
+            return
+        ending = [session for session in self._sessions() if session.target is target]
+        if ending:
+            self.log.info(
+                "Closing {count} sessions on {target}.", count=len(ending), target=target.label
+            )
+        for session in ending:
+            session.cut(Reason.TARGET_DOWN)
 
     def _with_demo(self, pool: PoolConfig) -> PoolConfig:
         if not self.config.demo:
             return pool
-        self._demo = Demo(self._reactor, self._sessions)
-        port = self._demo.listen()
-        return PoolConfig(
-            name=pool.name, targets=(TargetConfig(host="127.0.0.1", port=port, name="demo"),)
-        )
+        if self._demo is None:
+            self._demo = Demo(self._reactor, self._sessions)
+            self._demo.listen()
+        target = TargetConfig(host="127.0.0.1", port=self._demo.port, name="demo")
+        return PoolConfig(name=pool.name, targets=(target,))
 
     def _sessions(self) -> list[Session]:
-        return [s for listener in self.listeners.values() for s in listener.sessions]
+        return [session for each in self._all_listeners() for session in each.sessions]
 
     def _running(self) -> None:
         self.log.info("fwdrelay {version} is ready.", version=__version__)
@@ -174,17 +383,26 @@ class Relay(Service):
 
     def _session_left(self) -> None:
         self._ended_count += 1
+        if self._leaving:
+            for listener in [each for each in self._leaving if not each.active]:
+                deadline = self._leaving.pop(listener)
+                if deadline is not None:
+                    deadline.cancel()
+                listener.refusals.stop()
         if self._drained is not None and not self.active:
             drained, self._drained = self._drained, None
             drained.callback(None)
 
     async def _stop(self) -> None:
         self._notifier.stopping(self._status_text())
-        for listener in self.listeners.values():
-            await listener.stop_listening()
+        if self._pump is not None:
+            await self._addresses.close(list(self._addresses.bound))
+            await self._closing.run(lambda: None)
         await self._drain()
         # Cut connections are closed in the reactor's next turn.
         await deferLater(self._reactor, 0)
+        for pool in self.pools.values():
+            pool.stop()
         for listener in self.listeners.values():
             listener.refusals.stop()
         for loop in (self._status, self._watchdog):
@@ -197,12 +415,13 @@ class Relay(Service):
             await self._demo.stop()
         if self._access_log is not None:
             self._access_log.close()
+            self._access_log = None
         self._notifier.close()
 
     async def _drain(self) -> None:
         if not self.active:
             return
-        limit = self.config.drain_timeout
+        limit = self.config.relay.drain_timeout
         self.log.info(
             "Draining: {active} sessions are open, {limit}.",
             active=self.active,
@@ -215,3 +434,45 @@ class Relay(Service):
         await self._drained
         if deadline is not None and deadline.active():
             deadline.cancel()
+
+
+def _refuse_what_takes_a_restart(before: Config, after: Config) -> None:
+    """
+    @raise ConfigErrors: for what can't be changed while the relay runs.
+    """
+    errors = [
+        ConfigError(
+            f"relay.{key}",
+            f"{getattr(after.relay, key)!r} takes a restart; it is {getattr(before.relay, key)!r} now",
+        )
+        for key in ("pump", "keepalive", "user_timeout")
+        if getattr(after.relay, key) != getattr(before.relay, key)
+    ]
+    if errors:
+        raise ConfigErrors(errors)
+
+
+def _log_of(config: RelayConfig) -> tuple[str, str]:
+    return config.access_log, config.access_log_format
+
+
+def _told(before: Config, after: Config) -> str:
+    """What a reload changed, in words."""
+    if before == after:
+        return "nothing in it has changed"
+    parts: list[str] = []
+    for word, old, new in (
+        ("listener", before.listeners, after.listeners),
+        ("pool", before.pools, after.pools),
+    ):
+        was: dict[str, object] = {each.name: each for each in old}
+        now: dict[str, object] = {each.name: each for each in new}
+        groups = (
+            ("added", [name for name in now if name not in was]),
+            ("changed", [name for name in now if name in was and now[name] != was[name]]),
+            ("removed", [name for name in was if name not in now]),
+        )
+        parts += [f"{word} {', '.join(names)} {did}" for did, names in groups if names]
+    if before.relay != after.relay:
+        parts.append("the relay's own settings changed")
+    return "; ".join(parts)

@@ -4,8 +4,8 @@ The front door: `twistd fwdrelay`. Options become a `Config`, a `Config` becomes
 
 from __future__ import annotations
 
-import difflib
 import gc
+import getopt
 import os
 import socket
 import sys
@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
 from .config import (
@@ -22,21 +21,30 @@ from .config import (
     PUMPS,
     Admit,
     Config,
-    KeepAlive,
+    DiscoverConfig,
     ListenerConfig,
     PoolConfig,
+    RelayConfig,
     TargetConfig,
     Timeouts,
 )
+from .config.check import did_you_mean, problems
 from .config.grammar import (
+    LONGEST_KEEPALIVE,
+    LONGEST_USER_TIMEOUT,
     TARGET_GRAMMAR,
+    parse_balance,
     parse_count,
     parse_duration,
+    parse_endpoint,
+    parse_log,
+    parse_nameserver,
     parse_network,
     parse_port,
-    parse_target,
+    parse_target_or_srv,
 )
-from .errors import ConfigError
+from .config.read import read_config
+from .errors import ConfigError, ConfigErrors
 from .process.signals import Signals
 
 # sysexits(3)
@@ -44,8 +52,43 @@ EX_USAGE = 64
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
 _NAME = "main"
-_ENDPOINTS = ("tcp", "tcp6", "unix", "systemd")
 T = TypeVar("T")
+
+_HINT = " (see twistd fwdrelay --help)"
+_ATTRIBUTES = {
+    "pump": "pump",
+    "access-log": "access_log",
+    "access-log-format": "access_log_format",
+    "drain-timeout": "drain_timeout",
+    "keepalive": "keepalive",
+    "user-timeout": "user_timeout",
+    "nameserver": "nameservers",
+}
+"""Options that win over a file, and the keys of its [relay] table."""
+_PLACES = {
+    "port": "listen of a [[listener]]",
+    "interface": "listen of a [[listener]]",
+    "listen": "listen of a [[listener]]",
+    "target": "targets of a [pool.NAME]",
+    "balance": "balance of a [pool.NAME]",
+    "connect-timeout": "timeouts.connect of a [[listener]]",
+    "idle-timeout": "timeouts.idle of a [[listener]]",
+    "half-close-timeout": "timeouts.half_close of a [[listener]]",
+    "lifetime": "timeouts.lifetime of a [[listener]]",
+    "max-sessions": "max_sessions of a [[listener]]",
+    "max-sessions-per-client": "admit.sessions_per_client of a [[listener]]",
+    "allow": "admit.allow of a [[listener]]",
+    "deny": "admit.deny of a [[listener]]",
+}
+"""Where in a file those belong that can't be told beside one."""
+_OPTION_OF = {
+    "listener[0].listen": "--listen",
+    f"pool.{_NAME}": "--target",
+    f"pool.{_NAME}.targets": "--target",
+    f"pool.{_NAME}.discover": "--target",
+    f"pool.{_NAME}.balance": "--balance",
+}
+"""What is told of a place in a configuration that comes from options."""
 
 
 class Options(usage.Options):
@@ -53,6 +96,7 @@ class Options(usage.Options):
     The command line of `twistd fwdrelay`.
 
     @ivar config: what was asked for, after `parseOptions`.
+    @ivar reads_file: whether it, or a part of it, stands in a file.
     """
 
     synopsis = "[options]  (for example: --port 5678 --target localhost:80)"
@@ -61,7 +105,12 @@ class Options(usage.Options):
     optParameters = [
         ["port", "p", None, "TCP port to listen on; 0: a free one, which is logged"],
         ["interface", None, None, "address for --port [default: all, IPv6 and IPv4]"],
-        ["balance", None, "round-robin", f"how a target is elected: {', '.join(BALANCES)}"],
+        [
+            "balance",
+            None,
+            "round-robin",
+            f"how a target is elected: {', '.join(BALANCES)}, or a plugin's name",
+        ],
         ["connect-timeout", None, "5s", "for opening the upstream connection, retries and all"],
         ["idle-timeout", None, "1h", "without a byte in either direction"],
         ["half-close-timeout", None, "60s", "without a byte after one side has ended"],
@@ -74,10 +123,11 @@ class Options(usage.Options):
         ["access-log", None, "stdout", "where each ended session is told: off, stdout or a file"],
         ["access-log-format", None, "json", f"{' or '.join(ACCESS_LOG_FORMATS)} (HAProxy's)"],
         ["pump", None, "auto", f"how bytes are moved: {', '.join(PUMPS)}"],
+        ["config", None, None, "TOML file that says all of it, and more; SIGHUP reads it again"],
     ]
     optFlags = [
         ["demo", None, "relay to an embedded demonstration page"],
-        ["check", None, "say what is wrong with these options, or that nothing is, and exit"],
+        ["check", None, "say what is wrong with options and file, or that nothing is, and exit"],
     ]
     compData = usage.Completions(
         optActions={
@@ -85,9 +135,10 @@ class Options(usage.Options):
             "pump": usage.CompleteList(PUMPS),
             "access-log-format": usage.CompleteList(ACCESS_LOG_FORMATS),
             "access-log": usage.CompleteFiles(),
+            "config": usage.CompleteFiles("*.toml"),
             "interface": usage.CompleteNetInterfaces(),
         },
-        multiUse=["listen", "target", "allow", "deny"],
+        multiUse=["listen", "target", "allow", "deny", "nameserver"],
     )
 
     config: Config
@@ -99,14 +150,17 @@ class Options(usage.Options):
             "target": [],
             "allow": [],
             "deny": [],
+            "nameserver": [],
         }
+        self._file = ""
+        self._overrides: dict[str, object] = {}
 
     def opt_listen(self, endpoint: str) -> None:
         """Twisted server endpoint to listen on, repeatable: tcp:…, tcp6:…, unix:…, systemd:…"""
         self._repeated["listen"].append(endpoint)
 
     def opt_target(self, spec: str) -> None:
-        """Where to, repeatable: HOST:PORT, [IPV6]:PORT, unix:PATH; ,weight=N ,backup ,max-sessions=N ,name=LABEL"""
+        """Where to, repeatable: HOST:PORT, [IPV6]:PORT, unix:PATH, srv:…; ,weight=N ,backup ,max-sessions=N ,name=…"""
         self._repeated["target"].append(spec)
 
     opt_t = opt_target
@@ -119,21 +173,98 @@ class Options(usage.Options):
         """Who may not connect, repeatable; wins over --allow"""
         self._repeated["deny"].append(network)
 
+    def opt_nameserver(self, address: str) -> None:
+        """Name server that discovery asks, repeatable: ADDR or ADDR:PORT [default: the system's]"""
+        self._repeated["nameserver"].append(address)
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether there is a `--config`."""
+        return self["config"] is not None
+
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Read the command line; an error in it ends the process with one line and status 64.
+        Read the command line, and the file that it names; an error ends the process: one of the command
+        line with one line and status 64, those of the file with a line each and status 78.
         """
         given = list(sys.argv[1:] if options is None else options)
+        status = EX_USAGE
+        if any(len(word) > 3 and "--check".startswith(word) for word in given):
+            status = EX_CONFIG
         try:
             super().parseOptions(given)
-            self.config = self._make_config()
+            if self.reads_file:
+                self._prepare_to_read(given)
+            else:
+                self.config = self.read()
         except (usage.UsageError, ConfigError) as wrong:
-            checking = any(len(word) > 3 and "--check".startswith(word) for word in given)
-            status = EX_CONFIG if checking else EX_USAGE
-            _exit(status, f"{self._suggest(str(wrong))} (see twistd fwdrelay --help)")
+            _exit(status, f"{self._suggest(str(wrong))}{_HINT}")
+        except ConfigErrors as wrong:
+            _exit(status, *(f"{error}{_HINT}" for error in wrong.errors))
+        if self.reads_file:
+            try:
+                self.config = self.read()
+            except ConfigErrors as wrong:
+                _exit(EX_CONFIG, *map(str, wrong.errors))
         if self["check"]:
-            sys.stdout.write("fwdrelay: nothing is wrong with these options.\n")
+            what = self["config"] if self.reads_file else "these options"
+            sys.stdout.write(f"fwdrelay: nothing is wrong with {what}.\n")
             raise SystemExit(0)
+
+    def read(self) -> Config:
+        """
+        @return: what is asked for: what the file says now, and what the command line says besides; or the
+            command line alone.
+        @raise ConfigErrors: with all that is wrong.
+        """
+        # A reactor may be chosen by twistd's own options, so nothing imports it before.
+        from twisted.internet import reactor
+
+        from . import parts
+
+        if self.reads_file:
+            return read_config(
+                self._file,
+                self._overrides,
+                self["config"],
+                lambda config: parts.problems(config, reactor),
+            )
+        try:
+            config = self._make_config()
+        except ConfigError as wrong:
+            raise ConfigErrors([wrong]) from None
+        found = [*problems(config), *parts.problems(config, reactor)]
+        if found:
+            raise ConfigErrors(
+                [ConfigError(_OPTION_OF.get(e.where, e.where), e.problem) for e in found]
+            )
+        return config
+
+    def _prepare_to_read(self, arguments: Sequence[str]) -> None:
+        if not self["config"]:
+            raise ConfigError("--config", "it is empty: write the path of a file")
+        given = self._given(arguments)
+        if "demo" in given:
+            raise ConfigError("--demo", "not beside --config: the targets stand in the file")
+        for option, place in _PLACES.items():
+            if option in given:
+                raise ConfigError(
+                    f"--{option}", f"not beside --config: it goes into the file, as {place}"
+                )
+        # twistd may go to another folder.
+        self._file = os.path.abspath(self["config"])
+        everything = self._relay_values()
+        self._overrides = {
+            attribute: everything[attribute]
+            for option, attribute in _ATTRIBUTES.items()
+            if option in given
+        }
+
+    def _given(self, arguments: Sequence[str]) -> set[str]:
+        """The long names of the options that stand on a command line which was parsed before."""
+        pairs, _ = getopt.getopt(list(arguments), self.shortOpt, self.longOpt)
+        names = (name.lstrip("-") for name, _ in pairs)
+        return {self.synonyms.get(name, name) for name in names}
 
     def parseArgs(self, *args: str) -> None:
         """
@@ -148,8 +279,8 @@ class Options(usage.Options):
         unknown, found, _ = message.removeprefix("option ").partition(" not recognized")
         if not found:
             return message
-        close = difflib.get_close_matches(unknown.lstrip("-"), self.longOpt_names(), 1)
-        return f"unknown option {unknown}" + (f"; did you mean --{close[0]}?" if close else "")
+        names = [f"--{name}" for name in self.longOpt_names()]
+        return f"unknown option {unknown}{did_you_mean(unknown, names)}"
 
     def longOpt_names(self) -> list[str]:
         """
@@ -175,6 +306,7 @@ class Options(usage.Options):
                     name=_NAME,
                     listen=self._endpoints(),
                     pool=_NAME,
+                    max_sessions=self._value("max-sessions", parse_count),
                     timeouts=Timeouts(
                         connect=self._value("connect-timeout", parse_duration),
                         idle=self._value("idle-timeout", parse_duration),
@@ -184,34 +316,34 @@ class Options(usage.Options):
                     admit=Admit(
                         allow=self._values("allow", parse_network),
                         deny=self._values("deny", parse_network),
-                        max_sessions=self._value("max-sessions", parse_count),
                         sessions_per_client=self._value("max-sessions-per-client", parse_count),
                     ),
                 ),
             ),
-            pools=(
-                PoolConfig(
-                    name=_NAME,
-                    targets=self._targets(),
-                    balance=self._choice("balance", BALANCES),
-                ),
-            ),
+            pools=(self._pool(),),
             demo=bool(self["demo"]),
-            pump=self._choice("pump", PUMPS),
-            keepalive=KeepAlive(
-                # What tcp(7) takes: seconds in 15 bits, milliseconds in 31.
-                idle=self._value("keepalive", lambda text: parse_duration(text, 32767)),
-                user_timeout=self._value(
-                    "user-timeout", lambda text: parse_duration(text, 2147483)
-                ),
-            ),
-            access_log=self._value("access-log", _not_empty),
-            access_log_format=self._choice("access-log-format", ACCESS_LOG_FORMATS),
-            drain_timeout=self._value("drain-timeout", parse_duration),
+            relay=RelayConfig(**self._relay_values()),
         )
 
-    def _targets(self) -> tuple[TargetConfig, ...]:
-        targets = self._values("target", parse_target)
+    def _relay_values(self) -> dict[str, Any]:
+        """The attributes of `RelayConfig`."""
+        return {
+            "pump": self._choice("pump", PUMPS),
+            "access_log": self._value("access-log", parse_log),
+            "access_log_format": self._choice("access-log-format", ACCESS_LOG_FORMATS),
+            "drain_timeout": self._value("drain-timeout", parse_duration),
+            "keepalive": self._value(
+                "keepalive", lambda text: parse_duration(text, LONGEST_KEEPALIVE)
+            ),
+            "user_timeout": self._value(
+                "user-timeout", lambda text: parse_duration(text, LONGEST_USER_TIMEOUT)
+            ),
+            "nameservers": self._values("nameserver", parse_nameserver),
+        }
+
+    def _pool(self) -> PoolConfig:
+        balance = self._value("balance", parse_balance)
+        targets = self._values("target", parse_target_or_srv)
         if bool(self["demo"]) == bool(targets):
             raise ConfigError(
                 "--target",
@@ -219,14 +351,15 @@ class Options(usage.Options):
                 if targets
                 else f"nothing to relay to: give --target {TARGET_GRAMMAR}; or --demo",
             )
-        labels = [target.label for target in targets]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ConfigError("--target", f"{label} is there twice: give one a ,name=LABEL")
-        return targets
+        return PoolConfig(
+            name=_NAME,
+            targets=tuple(each for each in targets if isinstance(each, TargetConfig)),
+            discover=tuple(each for each in targets if isinstance(each, DiscoverConfig)),
+            balance=balance,
+        )
 
     def _endpoints(self) -> tuple[str, ...]:
-        listen = self._values("listen", _checked_endpoint)
+        listen = self._values("listen", parse_endpoint)
         if self["port"] is None:
             if self["interface"] is not None:
                 raise ConfigError("--interface", "it goes with --port")
@@ -246,28 +379,10 @@ def _parsed(where: str, parse: Callable[[str], T], text: str) -> T:
         raise ConfigError(where, str(wrong)) from None
 
 
-def _not_empty(text: str) -> str:
-    if not text:
-        raise ValueError("it is empty: write off, stdout or the path of a file")
-    return text
-
-
-def _checked_endpoint(description: str) -> str:
-    kind = description.partition(":")[0]
-    if kind not in _ENDPOINTS or kind == description:
-        kinds = ", ".join(f"{name}:" for name in _ENDPOINTS)
-        raise ValueError(f"{description!r} is not an endpoint: it begins with one of {kinds}")
-    if kind != "systemd":  # what that takes depends on the environment
-        try:
-            serverFromString(None, description)
-        except (TypeError, ValueError) as wrong:
-            raise ValueError(f"{description!r} is not a {kind}: endpoint ({wrong})") from None
-    return description
-
-
-def _exit(status: int, sentence: str) -> NoReturn:
+def _exit(status: int, *sentences: str) -> NoReturn:
     # twistd has put its log in the place of sys.stderr.
-    print(f"fwdrelay: {sentence}", file=sys.__stderr__, flush=True)
+    for sentence in sentences:
+        print(f"fwdrelay: {sentence}", file=sys.__stderr__, flush=True)
     raise SystemExit(status)
 
 
@@ -293,6 +408,7 @@ def makeService(options: Options) -> IService:
         reactor,
         Notifier.from_environment(os.environ),
         lambda sentence: _give_up(options, sentence),
+        options.read if options.reads_file else None,
     )
     reactor.callWhenRunning(_spare_the_collector)
     # In this order: who is told that the relay is ready may send it a signal at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any, cast
 
 from twisted.internet import error
@@ -11,12 +12,12 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from fwdrelay.config import PoolConfig
-from fwdrelay.config.grammar import parse_target
+from fwdrelay.config import HealthConfig
 from fwdrelay.dial import ATTEMPT_DELAY, CAUSES, AllFailed, Dialed, Dialer
-from fwdrelay.upstream import Pool, Resolver
+from fwdrelay.upstream import Resolver
 from fwdrelay.upstream.resolve import FAILURE_BELIEVED
 from tests.case import SynchronousTestCase
+from tests.upstream.pools import make_pool
 from tests.upstream.test_resolve import Names
 
 
@@ -82,12 +83,14 @@ class Pump:
         self.reactor = reactor
         self.callLater = reactor.callLater
         self.attempts: list[Attempt] = []
+        self.binds: list[object] = []
         self.refuses: BaseException | None = None
         self.raises: BaseException | None = None
 
     def connectTCP(
         self, host: str, port: int, factory: Any, timeout: float, bindAddress: object
     ) -> Attempt:
+        self.binds.append(bindAddress)
         return self._connect(f"{host}:{port}", factory, timeout)
 
     def connectUNIX(self, address: str, factory: Any, timeout: float, checkPID: object) -> Attempt:
@@ -117,11 +120,14 @@ class DialTestCase(SynchronousTestCase):
         self.pump = Pump(self.reactor)
         self.dialer = Dialer(self.reactor, cast("Any", self.pump), Resolver(self.reactor))
 
-    def dial(self, *targets: str, timeout: float = 6.0, retries: int = 2) -> None:
+    def dial(self, *targets: str, timeout: float = 6.0, retries: int = 2, **fields: Any) -> None:
         """Begin a dial to a pool of these targets."""
-        configs = tuple(parse_target(text) for text in targets)
-        self.pool = Pool(PoolConfig(name="p", targets=configs, retries=retries))
-        self.dialing: Deferred[Dialed[Protocol]] = self.dialer.dial(self.pool, timeout, Protocol)
+        self.pool = make_pool(*targets, reactor=self.reactor, retries=retries, **fields)
+        target = self.pool.elect()
+        assert target is not None
+        self.dialing: Deferred[Dialed[Protocol]] = self.dialer.dial(
+            self.pool, target, timeout, Protocol
+        )
 
     @property
     def last(self) -> Attempt:
@@ -141,7 +147,7 @@ class DialTestCase(SynchronousTestCase):
         self.turn()
         dialed = self.successResultOf(self.dialing)
         self.assertIs(dialed.protocol, protocol)
-        self.assertEqual(dialed.retries, retries)
+        self.assertEqual(len(dialed.failed), retries)
         self.assertEqual([t.sessions for t in self.pool.targets if t is dialed.target], [1])
         self.assertEqual(sum(target.sessions for target in self.pool.targets), 1)
         self.assertEqual([a for a in self.pump.attempts if a.state == "connecting"], [])
@@ -191,18 +197,50 @@ class TargetTests(DialTestCase):
             self.last.fail(refused())
             self.turn()
         failed = self.assert_failed("refused")
-        self.assertEqual((failed.retries, failed.target), (1, self.pool.targets[1]))
+        self.assertEqual(failed.tried, self.pool.targets[:2])
 
     def test_none_is_tried_twice(self) -> None:
         self.dial("127.0.0.1:1", retries=5)
         self.last.fail(refused())
         self.turn()
-        self.assertEqual(self.assert_failed("refused").retries, 0)
+        self.assertEqual(self.assert_failed("refused").tried, self.pool.targets)
 
-    def test_none_may_take_one_more(self) -> None:
-        self.dial("127.0.0.1:1,weight=0")
-        failed = self.assert_failed("no-target")
-        self.assertEqual((failed.retries, failed.target), (0, None))
+    def test_those_that_an_earlier_dial_tried_are_not_tried_again(self) -> None:
+        self.pool = make_pool("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", reactor=self.reactor)
+        first, second, third = self.pool.targets
+        self.assertIs(self.pool.elect(None, [first, second]), third)
+        self.dialing = self.dialer.dial(self.pool, third, 6.0, Protocol, tried=[first])
+        self.last.fail(refused())
+        self.turn()
+        self.assertEqual(self.addresses(), ["127.0.0.1:3", "127.0.0.1:2"])
+        self.assert_connected(self.last, retries=2)
+
+    def test_the_pool_hears_of_dials_when_it_wants_to(self) -> None:
+        health = HealthConfig(passive_failures=2)
+        self.dial("127.0.0.1:1", "127.0.0.1:2", health=health)
+        self.addCleanup(lambda: self.pool.stop())
+        told: list[tuple[object, ...]] = []
+        self.patch(self.pool, "dialed", lambda *what: told.append(what))
+        self.patch(self.pool, "dial_failed", lambda *what: told.append(what))
+        self.last.fail(refused())
+        self.turn()
+        self.last.connect()
+        self.turn()
+        first, second = self.pool.targets
+        self.assertEqual(told, [(first, "refused", os.strerror(errno.ECONNREFUSED)), (second,)])
+
+    def test_it_dials_from_the_address_that_the_pool_is_bound_to(self) -> None:
+        self.dial("127.0.0.1:1", bind="127.0.0.9")
+        self.assertEqual(self.pump.binds, [("127.0.0.9", 0)])
+        self.assert_connected(self.last)
+
+    def test_addresses_of_another_family_than_the_bound_one_are_left_out(self) -> None:
+        self.dial("name:80", "[::1]:2", bind="127.0.0.9", retries=1)
+        self.names.answer("::1", "192.0.2.1")
+        self.assertEqual(self.addresses(), ["192.0.2.1:80"])
+        self.last.fail(refused())
+        self.turn()
+        self.assertIn("from 127.0.0.9", self.assert_failed("unreachable").detail)
 
     def test_each_gets_a_share_of_the_time(self) -> None:
         self.dial("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", timeout=6)

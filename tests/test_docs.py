@@ -5,17 +5,34 @@ is what there is.
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 from twisted.python.usage import Options as TwistedOptions
 from twisted.scripts._twistd_unix import ServerOptions
 
+from fwdrelay.config import (
+    BALANCES,
+    Admit,
+    Config,
+    HealthConfig,
+    ListenerConfig,
+    PoolConfig,
+    RelayConfig,
+    RouteConfig,
+    Timeouts,
+)
+from fwdrelay.config.read import make_config, read_config, table_keys
+from fwdrelay.errors import ConfigErrors
 from fwdrelay.observe.access_log import json_line
 from fwdrelay.observe.events import SessionEnded
 from fwdrelay.session.lifecycle import TABLE, Input, Reason, State, code
@@ -24,6 +41,7 @@ from tests.case import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+EXAMPLE = ROOT / "etc" / "fwdrelay" / "examples" / "web.toml"
 ENVIRONMENTS = sorted((ROOT / "etc").rglob("*.env"))
 
 EVENT = SessionEnded(
@@ -160,31 +178,205 @@ class OptionsPageTests(SynchronousTestCase):
         (targets,) = re.findall(r"^`localhost:80`.*$", self.page, re.MULTILINE)
         endpoints = [spans(example)[0] for example, _ in rows(section(self.page, "Endpoints"))]
         self.assertGreater(len(endpoints), 4)
-        listen = [word for endpoint in endpoints for word in ("--listen", endpoint)]
         relay = [word for target in spans(targets) for word in ("--target", target)]
-        Options().parseOptions([*listen, *relay])
+        for endpoint in endpoints:
+            Options().parseOptions(["--listen", endpoint, *relay])
+
+
+class ConfigurationPageTests(SynchronousTestCase):
+    page: ClassVar[str] = read(ROOT / "docs" / "configuration.md")
+
+    LEAST: ClassVar[dict[str, Any]] = {
+        "relay": {},
+        "listener": [
+            {
+                "name": "web",
+                "listen": ["tcp:1"],
+                "route": [{"client": ["::1"], "pool": "web"}],
+                "timeouts": {},
+                "admit": {},
+            }
+        ],
+        "pool": {"web": {"targets": ["a:1"], "health": {}}},
+    }
+    # What stands below which heading, and how to come to it in a file.
+    TABLES: ClassVar[dict[str, tuple[type, tuple[str | int, ...]]]] = {
+        "`[relay]`": (RelayConfig, ("relay",)),
+        "`[[listener]]`": (ListenerConfig, ("listener", 0)),
+        "`timeouts` of a listener": (Timeouts, ("listener", 0, "timeouts")),
+        "`[listener.admit]`": (Admit, ("listener", 0, "admit")),
+        "`[[listener.route]]`": (RouteConfig, ("listener", 0, "route", 0)),
+        "`[pool.NAME]`": (PoolConfig, ("pool", "web")),
+        "`[pool.NAME.health]`": (HealthConfig, ("pool", "web", "health")),
+    }
+
+    def documented(self, heading: str) -> dict[str, tuple[str, str]]:
+        """The default and the meaning of each key."""
+        return {
+            spans(key)[0]: (default, told)
+            for key, default, told in rows(section(self.page, heading))
+        }
+
+    def test_every_table(self) -> None:
+        told = {
+            heading
+            for heading in re.findall(r"^## (.+)$", self.page, re.MULTILINE)
+            if "`" in heading
+        }
+        self.assertEqual(told, set(self.TABLES))
+        self.assertEqual(set(table_keys(Config)), set(self.LEAST))
+
+    def test_every_key_and_no_other(self) -> None:
+        for heading, (table, _) in self.TABLES.items():
+            self.assertEqual(list(self.documented(heading)), list(table_keys(table)), heading)
+
+    def test_defaults(self) -> None:
+        """To write a default makes no difference; what has none says so."""
+        for heading, (table, way) in self.TABLES.items():
+            keys = table_keys(table)
+            for key, (cell, _) in self.documented(heading).items():
+                if cell == "must be given":
+                    self.assertIs(keys[key].default, attrs.NOTHING, f"{heading} {key}")
+                    continue
+                (default,) = spans(cell)
+                left_out, written = copy.deepcopy(self.LEAST), copy.deepcopy(self.LEAST)
+                inner_left_out: Any = left_out
+                inner: Any = written
+                for step in way:
+                    inner_left_out, inner = inner_left_out[step], inner[step]
+                inner_left_out.pop(key, None)
+                inner[key] = tomllib.loads(f"key = {default}")["key"]
+                self.assertEqual(self.meaning(written), self.meaning(left_out), f"{heading} {key}")
+
+    def meaning(self, tables: dict[str, Any]) -> Config | list[str]:
+        """A configuration; or what is wrong with it as a whole."""
+        try:
+            return make_config(tables, "fwdrelay.toml", "/etc")
+        except ConfigErrors as wrong:
+            return list(map(str, wrong.errors))
+
+    def test_choices(self) -> None:
+        count = 0
+        for heading, (table, _) in self.TABLES.items():
+            hints = get_type_hints(table)
+            for key, (_, told) in self.documented(heading).items():
+                choices = get_args(hints.get(key)) if get_origin(hints.get(key)) is Literal else ()
+                for choice in BALANCES if key == "balance" else choices:
+                    self.assertIn(f'"{choice}"', spans(told), f"{heading} {key}")
+                    count += 1
+        self.assertGreater(count, 15)
+
+    def test_what_is_said_of_a_wrong_one(self) -> None:
+        """The lines of the example are what such mistakes are answered with."""
+        text = """
+            [[listener]]
+            name = "web"
+            listen = ["tcp:1"]
+            pool = "web"
+            timeouts = { idel = "5s" }
+            [[listener]]
+            name = "other"
+            listen = ["tcp:2"]
+            pool = "wbe"
+            [pool.web]
+            targets = ["10.0.0.7:80", "10.0.0.8"]
+            queue = 5
+        """
+        told = self.meaning(tomllib.loads(text))
+        self.assertEqual(
+            re.findall(
+                r"^fwdrelay: (.+)$", section(self.page, "What is wrong with it"), re.MULTILINE
+            ),
+            told,
+        )
+
+    def test_options_that_win(self) -> None:
+        told = set(
+            re.findall(
+                r"`--([a-z-]+)`", section(self.page, "Options beside it").split("All others")[0]
+            )
+        )
+        wins = {name for name in long_names(Options()) if self.wins(name)}
+        self.assertEqual(told, wins | {"config"})
+
+    def wins(self, name: str) -> bool:
+        """Whether an option may stand beside a file."""
+        return name.replace("-", "_") in {*table_keys(RelayConfig), "nameserver"}
+
+
+class ExamplesTests(SynchronousTestCase):
+    def test_nothing_is_wrong_with_them(self) -> None:
+        examples = sorted((ROOT / "etc" / "fwdrelay" / "examples").glob("*.toml"))
+        self.assertGreater(len(examples), 8)
+        for example in examples:
+            said = io.StringIO()
+            with redirect_stdout(said):
+                stopped = self.assertRaises(
+                    SystemExit, Options().parseOptions, ["--config", str(example), "--check"]
+                )
+            self.assertEqual(stopped.code, 0, example)
+            self.assertEqual(said.getvalue(), f"fwdrelay: nothing is wrong with {example}.\n")
+
+    def test_files_that_they_name_are_beside_them(self) -> None:
+        found = 0
+        for example in (ROOT / "etc" / "fwdrelay" / "examples").glob("*.toml"):
+            for pool in read_config(str(example)).pools:
+                for discover in pool.discover:
+                    if discover.scheme == "file":
+                        self.assertTrue(Path(discover.argument).exists(), example)
+                        found += 1
+        self.assertGreater(found, 0)
+
+    def test_those_of_the_pages(self) -> None:
+        """What is whole is right, what is a part has no unknown keys and values."""
+        count = 0
+        for page in PAGES:
+            for block in blocks(read(page), "toml"):
+                tables = tomllib.loads(block)
+                if not tables.keys() & table_keys(Config).keys():
+                    continue  # of something else
+                count += 1
+                try:
+                    make_config(tables, name(page), str(page.parent))
+                except ConfigErrors as wrong:
+                    # A part need not say where to listen, nor name only pools that it shows.
+                    for error in wrong.errors:
+                        self.assertRegex(
+                            str(error), r"\[\[listener\]\]|there is no pool|no targets"
+                        )
+        self.assertGreater(count, 3)
 
 
 class SessionsPageTests(SynchronousTestCase):
     page: ClassVar[str] = read(ROOT / "docs" / "sessions.md")
 
+    ADMITTED: ClassVar[set[State]] = {
+        State.QUEUED,
+        State.DIALING,
+        State.RELAYING,
+        State.HALF_CLOSED,
+    }
     # What ends a session for which reason, and where it may be then.
     CAUSES: ClassVar[dict[Reason, tuple[Input, set[State]]]] = {
         Reason.DONE: (Input.DELIVERED, {State.HALF_CLOSED}),
         Reason.CLIENT_RESET: (Input.DELIVERED, {State.HALF_CLOSED}),
         Reason.UPSTREAM_RESET: (Input.DELIVERED, {State.HALF_CLOSED}),
-        Reason.CLIENT_LEFT: (Input.SIDE_RESET, {State.DIALING}),
+        Reason.CLIENT_LEFT: (Input.SIDE_RESET, {State.DIALING, State.QUEUED}),
         Reason.CLIENT_IDLE: (Input.TIMED_OUT, {State.RELAYING}),
         Reason.UPSTREAM_IDLE: (Input.TIMED_OUT, {State.RELAYING}),
         Reason.CLIENT_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
         Reason.UPSTREAM_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
-        Reason.LIFETIME: (Input.TIMED_OUT, {State.DIALING, State.RELAYING, State.HALF_CLOSED}),
-        Reason.STOPPED: (Input.CUT, {State.DIALING, State.RELAYING, State.HALF_CLOSED}),
-        Reason.DRAIN_TIMEOUT: (Input.CUT, {State.DIALING, State.RELAYING, State.HALF_CLOSED}),
+        Reason.LIFETIME: (Input.TIMED_OUT, ADMITTED),
+        Reason.STOPPED: (Input.CUT, ADMITTED),
+        Reason.DRAIN_TIMEOUT: (Input.CUT, ADMITTED),
+        Reason.TARGET_DOWN: (Input.CUT, {State.RELAYING, State.HALF_CLOSED}),
+        Reason.QUEUE_TIMEOUT: (Input.TIMED_OUT, {State.QUEUED}),
+        Reason.QUEUE_FULL: (Input.REFUSED, {State.QUEUED}),
         **{
             reason: (Input.REFUSED, {State.ACCEPTED})
             for reason in (
                 Reason.DENIED,
+                Reason.NO_ROUTE,
                 Reason.MAX_SESSIONS,
                 Reason.MAX_SESSIONS_PER_CLIENT,
             )
@@ -194,10 +386,10 @@ class SessionsPageTests(SynchronousTestCase):
             for reason in (
                 Reason.DIAL_FAILED,
                 Reason.DIAL_TIMEOUT,
-                Reason.NO_TARGET,
                 Reason.NO_RESOURCES,
             )
         },
+        Reason.NO_TARGET: (Input.DIAL_FAILED, {State.DIALING, State.QUEUED}),
     }
 
     def documented(self) -> dict[str, set[str]]:
@@ -234,7 +426,7 @@ class SessionsPageTests(SynchronousTestCase):
 
     def test_every_field_of_the_access_log(self) -> None:
         documented = [spans(field)[0] for field, _ in rows(section(self.page, "The access log"))]
-        produced = list(json.loads(json_line(attrs.evolve(EVENT, error="why"))))
+        produced = list(json.loads(json_line(attrs.evolve(EVENT, error="why", queue_ms=1.0))))
         self.assertEqual(documented, produced)
 
     def test_time_outs_are_options(self) -> None:
@@ -265,6 +457,8 @@ class PagesTests(SynchronousTestCase):
         for where, arguments in commands():
             if arguments == ["--help"] or "--check" in arguments:  # which shows what is wrong
                 continue
+            if "--config" in arguments:  # which is not here
+                arguments[arguments.index("--config") + 1] = str(EXAMPLE)
             try:
                 Options().parseOptions(arguments)
             except SystemExit as refused:

@@ -20,21 +20,22 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fwdrelay"
 
 FLOORS: Mapping[int, str] = {
     6: "tap",
-    5: "relay process demo",
+    5: "relay parts process demo",
     4: "frontend admin ctl",
     3: "session dial tls admit observe",
     2: "upstream",
     1: "pump wire",
-    0: "config interfaces errors address deadlines",
+    0: "config interfaces plugins errors address deadlines",
 }
 """What stands on which floor. A subpackage stands there with all that is in it."""
 
 NEIGHBOURS: Mapping[str, str] = {
-    "relay": "process demo",
+    "relay": "parts process demo",
     "session": "dial tls",  # a session dials for its client
     "admit": "session",  # for the reasons that sessions and refusals share
-    "config": "interfaces errors",
-    "interfaces": "errors",
+    "config": "errors",
+    "plugins": "interfaces",
+    "interfaces": "config errors",  # a plugin gets and gives such values
 }
 """Who may use whom on the same floor, one way. Within a subpackage everybody may."""
 

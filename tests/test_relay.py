@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fwdrelay.config import Config, ListenerConfig, PoolConfig, PumpName, TargetConfig
+from fwdrelay.config import Config, ListenerConfig, PoolConfig, PumpName, RelayConfig, TargetConfig
 from fwdrelay.errors import CannotListen, CannotOpenLog
 from fwdrelay.relay import Relay
 from tests.case import TestCase
@@ -81,7 +81,8 @@ class Upstream(Factory):
 
 def port_of(relay: Relay) -> int:
     """Where it listens."""
-    host: Any = relay.listeners["l"]._ports[0].getHost()
+    (bound,) = relay._addresses.bound.values()
+    host: Any = bound.getHost()
     port: int = host.port
     return port
 
@@ -104,7 +105,7 @@ class RelayTestCase(TestCase):
         config = Config(
             listeners=(ListenerConfig(name="l", listen=listen, pool="p"),),
             pools=(PoolConfig(name="p", targets=(self.target,)),),
-            **fields,
+            relay=RelayConfig(**fields),
         )
         return Relay(config, reactor)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import tempfile
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,13 +20,15 @@ from fwdrelay.config import (
     PUMPS,
     Admit,
     Config,
-    KeepAlive,
+    DiscoverConfig,
     ListenerConfig,
     PoolConfig,
+    RelayConfig,
     TargetConfig,
     Timeouts,
 )
 from fwdrelay.config.grammar import parse_network
+from fwdrelay.errors import ConfigErrors
 from fwdrelay.tap import EX_CONFIG, EX_USAGE, Options
 from tests.case import SynchronousTestCase
 
@@ -84,11 +89,15 @@ class OptionsTests(TapTestCase):
                     ),
                 ),
                 demo=False,
-                pump="auto",
-                keepalive=KeepAlive(idle=60.0, user_timeout=0.0),
-                access_log="stdout",
-                access_log_format="json",
-                drain_timeout=30.0,
+                relay=RelayConfig(
+                    pump="auto",
+                    keepalive=60.0,
+                    user_timeout=0.0,
+                    access_log="stdout",
+                    access_log_format="json",
+                    drain_timeout=30.0,
+                    nameservers=(),
+                ),
             ),
         )
 
@@ -136,19 +145,19 @@ class OptionsTests(TapTestCase):
             self.listener(*[word for pair in given.items() for word in pair]).timeouts,
             Timeouts(connect=0.5, idle=300, half_close=30, lifetime=3600),
         )
-        self.assertEqual(config_of(*LEAST, "--drain-timeout", "0").drain_timeout, 0)
+        self.assertEqual(config_of(*LEAST, "--drain-timeout", "0").relay.drain_timeout, 0)
 
     def test_who_may_enter(self) -> None:
-        admit = self.listener(
+        listener = self.listener(
             *("--allow", "10.0.0.0/8", "--allow", "::1", "--deny", "10.1.0.0/16"),
             *("--max-sessions", "100", "--max-sessions-per-client", "5"),
-        ).admit
+        )
+        self.assertEqual(listener.max_sessions, 100)
         self.assertEqual(
-            admit,
+            listener.admit,
             Admit(
                 allow=(parse_network("10.0.0.0/8"), parse_network("::1")),
                 deny=(parse_network("10.1.0.0/16"),),
-                max_sessions=100,
                 sessions_per_client=5,
             ),
         )
@@ -159,17 +168,40 @@ class OptionsTests(TapTestCase):
             ("--access-log-format", "access_log_format", ACCESS_LOG_FORMATS),
         ):
             for choice in choices:
-                self.assertEqual(getattr(config_of(*LEAST, option, choice), field), choice)
+                self.assertEqual(getattr(config_of(*LEAST, option, choice).relay, field), choice)
         for choice in BALANCES:
             self.assertEqual(self.pool(*LEAST, "--balance", choice).balance, choice)
 
     def test_the_rest(self) -> None:
-        self.assertEqual(config_of(*LEAST, "--access-log", "off").access_log, "off")
-        self.assertEqual(config_of(*LEAST, "--access-log", "/var/log/a").access_log, "/var/log/a")
+        relay = config_of(
+            *LEAST,
+            *("--keepalive", "0", "--user-timeout", "10s", "--access-log", "/var/log/a"),
+            *("--nameserver", "192.0.2.1", "--nameserver", "[::1]:5353"),
+        ).relay
         self.assertEqual(
-            config_of(*LEAST, "--keepalive", "0", "--user-timeout", "10s").keepalive,
-            KeepAlive(idle=0, user_timeout=10),
+            relay,
+            RelayConfig(
+                keepalive=0,
+                user_timeout=10,
+                access_log="/var/log/a",
+                nameservers=("192.0.2.1:53", "[::1]:5353"),
+            ),
         )
+        self.assertEqual(config_of(*LEAST, "--access-log", "off").relay.access_log, "off")
+
+    def test_targets_by_srv_records(self) -> None:
+        pool = self.pool("-p", "1", "-t", "srv:_http._tcp.example.com,backup", "-t", "a:1")
+        self.assertEqual(
+            pool.discover,
+            (DiscoverConfig(scheme="srv", argument="_http._tcp.example.com", backup=True),),
+        )
+        self.assertEqual(pool.targets, (TargetConfig(host="a", port=1),))
+
+    def test_it_is_read_again(self) -> None:
+        options = Options()
+        options.parseOptions(LEAST)
+        self.assertEqual(options.read(), options.config)
+        self.assertFalse(options.reads_file)
 
     def test_check_says_that_nothing_is_wrong(self) -> None:
         stdout = io.StringIO()
@@ -186,17 +218,26 @@ class RefusedTests(TapTestCase):
             ("--port", "65536", "is not a port"),
             ("--target", "localhost", "HOST:PORT, [IPV6]:PORT or unix:PATH"),
             ("--target", "localhost:80", "is there twice"),
+            ("--target", "localhost:5678", "round in a circle"),
+            ("--target", "h:1,weight=0", "leave the target out"),
+            ("--target", "srv:http", "srv:_service._proto.domain"),
+            ("--listen", "tcp:5678", "cannot be bound beside 'tcp:5678:interface="),
+            ("--nameserver", "dns.example.com", "[IPV6]:PORT, or ADDR alone for port 53"),
             ("--listen", "5678", "tcp:, tcp6:, unix:, systemd:"),
             ("--listen", "ssl:5678", "tcp:, tcp6:, unix:, systemd:"),
             ("--listen", "tcp:http:x=1", "is not a tcp: endpoint"),
-            ("--balance", "random", ", ".join(BALANCES)),
+            ("--balance", "random two", ", ".join(BALANCES)),
+            ("--balance", "fair", "fair"),
             ("--connect-timeout", "5", "500ms, 30s, 5m, 1h, or 0 for off"),
             ("--idle-timeout", "long", "is not a duration"),
             ("--half-close-timeout", "-1s", "is not a duration"),
             ("--lifetime", "1d", "is not a duration"),
             ("--drain-timeout", "x", "is not a duration"),
             ("--keepalive", "x", "is not a duration"),
+            ("--keepalive", "10h", "32767s is the most"),
             ("--user-timeout", "x", "is not a duration"),
+            ("--user-timeout", "600h", "2147483s is the most"),
+            ("--access-log", "", "off, stdout or the path of a file"),
             ("--max-sessions", "-1", "whole number from 0 up"),
             ("--max-sessions-per-client", "x", "whole number from 0 up"),
             ("--allow", "localhost", "10.0.0.0/8, 2001:db8::/32 or one address"),
@@ -242,6 +283,168 @@ class RefusedTests(TapTestCase):
 
     def test_check_has_a_status_of_its_own(self) -> None:
         self.refused(*LEAST, "--check", "--pump", "bicycle", status=EX_CONFIG)
+
+
+FILE = """
+[relay]
+pump = "splice"
+drain_timeout = "10s"
+
+[[listener]]
+name = "web"
+listen = ["tcp:5678"]
+pool = "web"
+
+[pool.web]
+targets = ["localhost:80"]
+"""
+
+
+class FileTests(TapTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="fwdrelay-")
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name) / "relay.toml"
+        self.path.write_text(FILE, encoding="utf-8")
+
+    def options(self, *arguments: str) -> Options:
+        """What reads the file."""
+        options = Options()
+        options.parseOptions(["--config", str(self.path), *arguments])
+        return options
+
+    def lines(self, *arguments: str, status: int = EX_CONFIG) -> list[str]:
+        """What is said of a file that is wrong."""
+        stderr = io.StringIO()
+        with mock.patch.object(sys, "__stderr__", stderr):
+            stopped = self.assertRaises(SystemExit, self.options, *arguments)
+        self.assertEqual(stopped.code, status)
+        return stderr.getvalue().splitlines()
+
+    def test_it_says_everything(self) -> None:
+        options = self.options()
+        self.assertTrue(options.reads_file)
+        self.assertEqual(
+            options.config,
+            Config(
+                listeners=(ListenerConfig(name="web", listen=("tcp:5678",), pool="web"),),
+                pools=(PoolConfig(name="web", targets=(TargetConfig(host="localhost", port=80),)),),
+                relay=RelayConfig(pump="splice", drain_timeout=10.0),
+            ),
+        )
+
+    def test_options_win_over_it(self) -> None:
+        self.assertEqual(
+            self.options(
+                *("--access-log", "off", "--access-log-format", "tcplog", "--keepalive", "5s"),
+                *("--user-timeout", "7s", "--nameserver", "192.0.2.1", "--pump", "auto"),
+            ).config.relay,
+            RelayConfig(
+                pump="auto",  # the default, but given
+                access_log="off",
+                access_log_format="tcplog",
+                drain_timeout=10.0,
+                keepalive=5.0,
+                user_timeout=7.0,
+                nameservers=("192.0.2.1:53",),
+            ),
+        )
+        self.assertEqual(self.options("--drain-timeout=1s").config.relay.drain_timeout, 1.0)
+        self.assertEqual(self.options("--drain=1s").config.relay.drain_timeout, 1.0)
+
+    def test_options_that_belong_into_it(self) -> None:
+        for arguments, place in (
+            (("-p", "80"), "listen of a [[listener]]"),
+            (("--interface", "::1"), "listen of a [[listener]]"),
+            (("--listen", "tcp:80"), "listen of a [[listener]]"),
+            (("--tar", "h:80"), "targets of a [pool.NAME]"),
+            (("-t", "h:80"), "targets of a [pool.NAME]"),
+            (("--balance", "round-robin"), "balance of a [pool.NAME]"),
+            (("--connect-timeout", "5s"), "timeouts.connect of a [[listener]]"),
+            (("--idle-timeout", "5s"), "timeouts.idle of a [[listener]]"),
+            (("--half-close-timeout", "5s"), "timeouts.half_close of a [[listener]]"),
+            (("--lifetime", "5s"), "timeouts.lifetime of a [[listener]]"),
+            (("--max-sessions", "0"), "max_sessions of a [[listener]]"),
+            (("--max-sessions-per-client", "1"), "admit.sessions_per_client of a [[listener]]"),
+            (("--allow", "::1"), "admit.allow of a [[listener]]"),
+            (("--deny", "::1"), "admit.deny of a [[listener]]"),
+            (("--demo",), "the targets stand in the file"),
+        ):
+            told = self.refused("--config", str(self.path), *arguments)
+            self.assertIn(": not beside --config: ", told)
+            self.assertIn(place, told)
+
+    def test_every_option_wins_or_belongs_into_it(self) -> None:
+        """A new option is given its part when there is a file."""
+        for name in self.options().longOpt:
+            option, _, value = name.partition("=")
+            if option in ("help", "version", "check", "config"):
+                continue
+            words = [f"--{option}"] + ["1"] * (value == "" and name.endswith("="))
+            stderr = io.StringIO()
+            with mock.patch.object(sys, "__stderr__", stderr):
+                try:
+                    config = self.options(*words).config
+                except SystemExit:
+                    self.assertIn(f"--{option}: ", stderr.getvalue())
+                else:
+                    self.assertNotEqual(config.relay, self.options().config.relay, option)
+
+    def test_wrong_options_beside_it(self) -> None:
+        self.assertIn("bicycle", self.refused("--config", str(self.path), "--pump", "bicycle"))
+        self.assertIn("--config: it is empty", self.refused("--config", ""))
+
+    def test_all_that_is_wrong_with_it(self) -> None:
+        self.path.write_text(
+            FILE.replace("splice", "bicycle").replace('"10s"', "10").replace("tcp:", "tpc:"),
+            encoding="utf-8",
+        )
+        for arguments in ((), ("--check",)):
+            lines = self.lines(*arguments)
+            self.assertEqual(len(lines), 3, lines)
+            for line, place in zip(
+                lines, ("relay.pump", "relay.drain_timeout", "listener[0].listen[0]"), strict=True
+            ):
+                self.assertTrue(line.startswith(f"fwdrelay: {self.path}: {place}: "), line)
+
+    def test_a_plugin_that_is_not_there_is_told_with_the_rest(self) -> None:
+        self.path.write_text(
+            FILE.replace("splice", "bicycle") + 'balance = "fairest"\n', encoding="utf-8"
+        )
+        first, second = self.lines()
+        self.assertIn("relay.pump: ", first)
+        self.assertTrue(second.startswith(f"fwdrelay: {self.path}: pool.web.balance: "), second)
+        self.assertIn("fairest", second)
+
+    def test_one_that_cannot_be_read(self) -> None:
+        self.path.unlink()
+        (line,) = self.lines("--check")
+        self.assertEqual(
+            line, f"fwdrelay: {self.path}: it cannot be read: No such file or directory"
+        )
+
+    def test_nothing_is_wrong(self) -> None:
+        stdout = io.StringIO()
+        with redirect_stdout(stdout):
+            stopped = self.assertRaises(SystemExit, self.options, "--check")
+        self.assertEqual(stopped.code, 0)
+        self.assertEqual(stdout.getvalue(), f"fwdrelay: nothing is wrong with {self.path}.\n")
+
+    def test_it_is_read_again_from_where_it_was(self) -> None:
+        before = Path.cwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(self.path.parent)
+        options = Options()
+        options.parseOptions(["--config", self.path.name, "--pump", "buffered"])
+        os.chdir(before)
+        self.path.write_text(FILE.replace("5678", "8765"), encoding="utf-8")
+        config = options.read()
+        self.assertEqual(config.listeners[0].listen, ("tcp:8765",))
+        self.assertEqual(config.relay.pump, "buffered")
+        self.assertEqual(options.config.listeners[0].listen, ("tcp:5678",))
+        self.path.write_text("[relay", encoding="utf-8")
+        wrong = self.assertRaises(ConfigErrors, options.read)
+        self.assertIn("relay.toml: it is not TOML", str(wrong))
 
 
 class PluginTests(SynchronousTestCase):

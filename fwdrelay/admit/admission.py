@@ -1,5 +1,5 @@
 """
-Admission to one listener: networks, and limits that are counted exactly once.
+Admission to one listener: networks, plugins, and limits that are counted exactly once.
 
 What `Admission.enter` let in, `Admission.leave` lets out; nothing is kept of a client that has no
 session, so memory is bounded by the sessions there are.
@@ -8,53 +8,115 @@ session, so memory is bounded by the sessions there are.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
-from ..config import Admit
+from attrs import frozen
+from twisted.logger import Logger
+
+from ..config import ListenerConfig
+from ..interfaces import IAdmission
 from ..session.lifecycle import Reason
+
+
+@frozen
+class Refused:
+    """Why somebody may not enter; `why` is what a plugin says about it."""
+
+    reason: Reason
+    why: str | None = None
+
+
+_DENIED = Refused(Reason.DENIED)
+_FULL = Refused(Reason.MAX_SESSIONS)
+_FULL_FOR_CLIENT = Refused(Reason.MAX_SESSIONS_PER_CLIENT)
 
 
 class Admission:
     """
+    @param others: what `config.admit.plugins` name.
     @ivar active: how many sessions are in.
     @ivar by_client: whether it matters who the client is.
+    @ivar counts_clients: whether those who enter are counted by their addresses.
     """
 
-    def __init__(self, config: Admit) -> None:
-        self._config = config
+    log = Logger()
+
+    def __init__(self, config: ListenerConfig, others: Sequence[IAdmission] = ()) -> None:
         self._of_client: dict[str, int] = {}
         self.active = 0
-        self.by_client = bool(config.allow or config.deny or config.sessions_per_client)
+        self.change(config, others)
 
-    def enter(self, client: str | None) -> Reason | None:
+    def change(self, config: ListenerConfig, others: Sequence[IAdmission]) -> None:
+        """Judge by `config` from now on. Who is in stays in, and is counted."""
+        admit = config.admit
+        self._max_sessions = config.max_sessions
+        self._admit = admit
+        self._others = tuple(others)
+        self._failing = False
+        self.counts_clients = bool(admit.sessions_per_client)
+        self.by_client = bool(admit.allow or admit.deny or self.counts_clients or others)
+
+    def enter(self, client: str | None) -> Refused | None:
         """
         @param client: its address; None for a client that came by a Unix socket, about whom networks
             say nothing.
         @return: None for one who may enter, and is counted now; else why not.
         """
-        config = self._config
-        if client is not None and (config.allow or config.deny) and not self._allowed(client):
-            return Reason.DENIED
-        if config.max_sessions and self.active >= config.max_sessions:
-            return Reason.MAX_SESSIONS
-        if config.sessions_per_client and client is not None:
-            of_client = self._of_client.get(client, 0)
-            if of_client >= config.sessions_per_client:
-                return Reason.MAX_SESSIONS_PER_CLIENT
-            self._of_client[client] = of_client + 1
+        admit = self._admit
+        if client is not None and (admit.allow or admit.deny) and not self._allowed(client):
+            return _DENIED
+        if self._max_sessions and self.active >= self._max_sessions:
+            return _FULL
+        limit = admit.sessions_per_client
+        if limit and client is not None and self._of_client.get(client, 0) >= limit:
+            return _FULL_FOR_CLIENT
+        if self._others:
+            refused = self._ask_others(client)
+            if refused is not None:
+                return refused
+        if limit and client is not None:
+            self._of_client[client] = self._of_client.get(client, 0) + 1
         self.active += 1
         return None
 
     def leave(self, client: str | None) -> None:
-        """A session of `client`, that was let in, has ended."""
+        """
+        A session that was let in has ended.
+
+        @param client: its address, if it was counted by that when it entered.
+        """
         self.active -= 1
-        if client is not None and client in self._of_client:
-            self._of_client[client] -= 1
-            if not self._of_client[client]:
-                del self._of_client[client]
+        if client is not None:
+            left = self._of_client.get(client, 0) - 1
+            if left > 0:
+                self._of_client[client] = left
+            else:
+                self._of_client.pop(client, None)
 
     def _allowed(self, client: str) -> bool:
         address = ipaddress.ip_address(client)
-        if any(address in network for network in self._config.deny):
+        if any(address in network for network in self._admit.deny):
             return False
-        allow = self._config.allow
+        allow = self._admit.allow
         return not allow or any(address in network for network in allow)
+
+    def _ask_others(self, client: str | None) -> Refused | None:
+        """Ask the plugins. One that fails lets nobody in: it may be there to keep somebody out."""
+        for other in self._others:
+            try:
+                why = other.admit(client)
+                if why is not None and not isinstance(why, str):
+                    raise TypeError(f"it answered {why!r}, which is neither None nor a sentence")
+            except Exception as failed:
+                if not self._failing:
+                    self.log.failure(
+                        "The admission {other} failed ({failed}); while it does, it lets nobody in,"
+                        " and this is told once.",
+                        other=repr(other),
+                        failed=str(failed) or type(failed).__name__,
+                    )
+                self._failing = True
+                return Refused(Reason.DENIED, "an admission failed")
+            if why is not None:
+                return Refused(Reason.DENIED, why)
+        return None

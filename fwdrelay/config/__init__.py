@@ -1,6 +1,6 @@
 """
-What an operator asked for: frozen values (`fwdrelay.config.model`) and the small languages they are
-written in (`fwdrelay.config.grammar`).
+What an operator asked for: frozen values (`model`), the small languages they are written in (`grammar`),
+how a file becomes such values (`read`), and what is wrong with them as a whole (`check`).
 """
 
 from .model import (
@@ -9,11 +9,15 @@ from .model import (
     PUMPS,
     Admit,
     Config,
+    DiscoverConfig,
+    HealthConfig,
     KeepAlive,
     ListenerConfig,
     Network,
     PoolConfig,
     PumpName,
+    RelayConfig,
+    RouteConfig,
     TargetConfig,
     Timeouts,
 )
@@ -24,11 +28,15 @@ __all__ = [
     "PUMPS",
     "Admit",
     "Config",
+    "DiscoverConfig",
+    "HealthConfig",
     "KeepAlive",
     "ListenerConfig",
     "Network",
     "PoolConfig",
     "PumpName",
+    "RelayConfig",
+    "RouteConfig",
     "TargetConfig",
     "Timeouts",
 ]

@@ -1,32 +1,27 @@
 """
-A listener: bound addresses, and what is done with whoever connects there.
+A listener: what is done with whoever connects to its addresses.
 
-`ClientProtocol.connectionMade` is where a connection's story begins.
+`ClientProtocol.connectionMade` is where a connection's story begins. The bound addresses themselves are
+in `fwdrelay.frontend.addresses`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet import error
-from twisted.internet.defer import maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ServerFactory
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ..address import address_text, client_host
 from ..admit import Admission
 from ..config import ListenerConfig
 from ..deadlines import Deadlines
 from ..dial import Dialer
-from ..errors import CannotListen
-from ..interfaces import IPump
+from ..interfaces import IAdmission
 from ..observe.events import SessionEnded
 from ..session import Policy, Reason, Session, Side
 from ..upstream import Pool
@@ -34,9 +29,14 @@ from .refusals import Refusals
 
 
 class ClientProtocol(Side):
-    """The client's side of a session. Its addresses are worked out when they are asked for."""
+    """
+    The client's side of a session. Its addresses are worked out when they are asked for.
+
+    @ivar counted: the address that admission has counted it by, if it has.
+    """
 
     factory: Listener
+    counted: str | None = None
     _local: str | None = None
 
     def connectionMade(self) -> None:
@@ -45,7 +45,7 @@ class ClientProtocol(Side):
         self.factory.open_session(self)
 
     @property
-    def host(self) -> str | None:
+    def host(self) -> str | None:  # type: ignore[override]
         """The client's IP address; None for one that came by a Unix socket."""
         return client_host(self.transport.getPeer())
 
@@ -66,6 +66,8 @@ class ClientProtocol(Side):
 
 class Listener(ServerFactory):
     """
+    @param pools: all there are, by name.
+    @param admissions: what the configuration's `admit.plugins` name.
     @param tell: gets each ended session that is to be told of; None where nobody listens.
     @param left: called when a session that was let in has ended.
     @ivar sessions: those that are open.
@@ -74,119 +76,108 @@ class Listener(ServerFactory):
 
     protocol = ClientProtocol  # type: ignore[assignment]
     noisy = False
-    log = Logger()
 
     def __init__(
         self,
         config: ListenerConfig,
+        pools: Mapping[str, Pool],
+        admissions: Sequence[IAdmission] = (),
         *,
         clock: Any,
-        pump: IPump,
-        pool: Pool,
         dialer: Dialer,
         deadlines: Deadlines,
         tell: Callable[[SessionEnded], None] | None,
         left: Callable[[], None],
         all_active: Callable[[], int],
     ) -> None:
-        self.config = config
         self.name = config.name
-        self.pool = pool
         self.sessions: set[Session] = set()
         self.refusals = Refusals(config.name, clock)
+        self.tell = tell
         self._clock = clock
-        self._pump = pump
-        self._tell = tell
+        self._dialer = dialer
+        self._deadlines = deadlines
         self._left = left
         self._all_active = all_active
-        self._ports: list[IListeningPort] = []
-        self._policy = Policy(config.timeouts, pool, dialer, deadlines, clock, self._session_ended)
-        self._admission = Admission(config.admit)
+        self._admission = Admission(config, admissions)
+        self.change(config, pools, admissions)
+
+    def change(
+        self, config: ListenerConfig, pools: Mapping[str, Pool], admissions: Sequence[IAdmission]
+    ) -> None:
+        """Treat those who come from now on as `config` has it. Who is in keeps what there is."""
+        self.config = config
+        self.pool = pools[config.pool] if config.pool else None
+        self._routes = tuple((route.client, pools[route.pool]) for route in config.routes)
+        self._admission.change(config, admissions)
+        self._policy = Policy(
+            config.timeouts, self._dialer, self._deadlines, self._clock, self._session_ended
+        )
 
     @property
     def active(self) -> int:
         """How many sessions are open."""
         return len(self.sessions)
 
-    def listen(self) -> None:
-        """
-        Bind every address of the configuration.
-
-        @raise CannotListen: for the first that can't be; those before it stay bound.
-        """
-        for description in self.config.listen:
-            port = self._bind(description)
-            self._ports.append(port)
-            self.log.info(
-                "Listener {listener} listens on {address} for pool {pool}: {targets}",
-                listener=self.name,
-                address=address_text(port.getHost()),
-                pool=self.pool.name,
-                targets=", ".join(target.label for target in self.pool.targets),
-            )
-
-    def _bind(self, description: str) -> IListeningPort:
-        try:
-            bound: list[IListeningPort | Failure] = []
-            serverFromString(self._pump, description).listen(self).addBoth(bound.append)
-            outcome = bound[0]
-            if isinstance(outcome, Failure):
-                outcome.raiseException()
-            assert IListeningPort.providedBy(outcome)
-            if "backlog=" not in description:
-                outcome.socket.listen(self.config.backlog)  # type: ignore[attr-defined]
-        except error.CannotListenError as failed:
-            system = failed.socketError
-            why = getattr(system, "strerror", None) or str(system)
-            raise CannotListen(f"cannot listen on {description}: {why}") from None
-        except LookupError:
-            raise CannotListen(
-                f"cannot listen on {description}: systemd has handed over no such socket; is"
-                " fwdrelay.socket started?"
-            ) from None
-        except (OSError, OverflowError, ValueError, TypeError) as failed:
-            why = getattr(failed, "strerror", None) or str(failed) or type(failed).__name__
-            raise CannotListen(f"cannot listen on {description}: {why}") from None
-        return outcome
-
-    async def stop_listening(self) -> None:
-        """Accept who was promised a connection, then nobody any more."""
-        ports, self._ports = self._ports, []
-        for port in ports:
-            try:
-                await maybeDeferred(port.stopListening)
-            except Exception:  # the others, and the sessions, are still to be seen to
-                self.log.failure("Could not stop listening on {port}", port=port)
+    @property
+    def where_to(self) -> str:
+        """Where its sessions go, in words."""
+        pools = [self.pool, *(pool for _, pool in self._routes)]
+        named = dict.fromkeys(pool for pool in pools if pool is not None)
+        return "; ".join(
+            f"pool {pool.name}: {', '.join(target.label for target in pool.targets) or 'no targets yet'}"
+            for pool in named
+        )
 
     def open_session(self, client: ClientProtocol) -> None:
         """
-        `client` has connected, and is paused: refuse it, or dial for it.
+        `client` has connected, and is paused: refuse it, or find a way for it.
         """
-        session = Session(self._policy, next(_numbers), client, self._clock.seconds())
-        host = client.host if self._admission.by_client else None
-        refusal = self._admission.enter(host)
+        pool, admission = self.pool, self._admission
+        host = client.host if self._routes or admission.by_client else None
+        if self._routes:
+            pool = self._route(host)
+        session = Session(self._policy, next(_numbers), client, self._clock.seconds(), pool)
         self.sessions.add(session)
-        if refusal is None:
-            session.begin()
-        else:
-            session.refuse(refusal)
+        if pool is None:
+            session.refuse(Reason.NO_ROUTE)
+            return
+        refused = admission.enter(host)
+        if refused is not None:
+            session.refuse(refused.reason, refused.why)
+            return
+        if admission.counts_clients:
+            client.counted = host
+        session.begin()
+
+    def _route(self, host: str | None) -> Pool | None:
+        """
+        @return: the pool of the first route that takes the client; of none: the listener's.
+        """
+        if host is not None:
+            address = ipaddress.ip_address(host)
+            for networks, pool in self._routes:
+                if any(address in network for network in networks):
+                    return pool
+        return self.pool
 
     def _session_ended(self, session: Session) -> None:
         assert session.reason is not None
         refused = session.reason in _REFUSALS
         named = not refused or self.refusals.add(session.reason)
         try:
-            if named and self._tell is not None:
-                self._tell(self._event(session))
+            if named and self.tell is not None:
+                self.tell(self._event(session))
         finally:
             self.sessions.discard(session)
             if not refused:
                 assert isinstance(session.client, ClientProtocol)
-                self._admission.leave(session.client.host if self._admission.by_client else None)
+                self._admission.leave(session.client.counted)
                 self._left()
 
     def _event(self, session: Session) -> SessionEnded:
-        client, upstream, target = session.client, session.upstream, session.target
+        client, upstream = session.client, session.upstream
+        pool, target = session.pool, session.target
         assert isinstance(client, ClientProtocol)
         assert session.reason is not None
         dialed = session.connected
@@ -196,7 +187,7 @@ class Listener(ServerFactory):
             listener=self.name,
             client=client.address,
             local=client.local,
-            pool=self.pool.name,
+            pool=None if pool is None else pool.name,
             target=None if target is None else target.label,
             reason=session.reason.word,
             code=session.code,
@@ -205,12 +196,14 @@ class Listener(ServerFactory):
             dial_ms=None if dialed is None else _ms(dialed - session.started),
             duration_ms=_ms(self._clock.seconds() - session.started),
             retries=session.retries,
+            queue_ms=_ms(session.waited) if session.waited else None,
             sessions=self.active,
             totals=(
                 self._all_active(),
-                sum(each.sessions for each in self.pool.targets),
+                0 if pool is None else pool.sessions,
                 0 if target is None else target.sessions,
             ),
+            queued=0 if pool is None else pool.waiting,
             error=session.error,
         )
 
@@ -219,7 +212,9 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-_REFUSALS = frozenset({Reason.DENIED, Reason.MAX_SESSIONS, Reason.MAX_SESSIONS_PER_CLIENT})
+_REFUSALS = frozenset(
+    {Reason.DENIED, Reason.NO_ROUTE, Reason.MAX_SESSIONS, Reason.MAX_SESSIONS_PER_CLIENT}
+)
 # What makes a session's name unique among the relay processes of a machine.
 _RUN = f"{int(time.time()):x}-{os.getpid():x}"
 _numbers = itertools.count(1)

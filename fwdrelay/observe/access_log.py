@@ -33,6 +33,8 @@ def json_line(event: SessionEnded) -> str:
         "retries": event.retries,
         "sessions": event.sessions,
     }
+    if event.queue_ms is not None:
+        fields["queue_ms"] = event.queue_ms
     if event.error is not None:
         fields["error"] = event.error
     return json.dumps(fields, separators=(",", ":"))
@@ -41,19 +43,20 @@ def json_line(event: SessionEnded) -> str:
 def tcplog_line(event: SessionEnded) -> str:
     """
     HAProxy's `option tcplog` (its configuration manual, "TCP log format"), without the syslog
-    prefix: `%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq`. No session waits
-    in a queue, so `%Tw`, `%sq` and `%bq` are 0; the time is that of the accept.
+    prefix: `%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq`. Targets have no
+    queues, so `%sq` is 0; the time is that of the accept.
     """
     accepted = datetime.fromtimestamp(event.time - event.duration_ms / 1000, UTC)
     stamp = f"{accepted:%d/%b/%Y:%H:%M:%S}.{accepted.microsecond // 1000:03d}"
-    connect = -1 if event.dial_ms is None else round(event.dial_ms)
-    wait = -1 if event.target is None else 0
+    waited = event.queue_ms or 0.0
+    connect = -1 if event.dial_ms is None else max(round(event.dial_ms - waited), 0)
+    wait = -1 if event.target is None and not waited else round(waited)
     active, of_pool, of_target = event.totals
     redispatched = "+" if event.retries else ""
     return (
-        f"{event.client} [{stamp}] {event.listener} {event.pool}/{event.target or '<NOSRV>'}"
+        f"{event.client} [{stamp}] {event.listener} {event.pool or event.listener}/{event.target or '<NOSRV>'}"
         f" {wait}/{connect}/{round(event.duration_ms)} {event.bytes_down} {event.code}"
-        f" {active}/{event.sessions}/{of_pool}/{of_target}/{redispatched}{event.retries} 0/0"
+        f" {active}/{event.sessions}/{of_pool}/{of_target}/{redispatched}{event.retries} 0/{event.queued}"
     )
 
 

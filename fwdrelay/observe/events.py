@@ -15,6 +15,9 @@ class SessionEnded:
     @ivar client: `ADDR:PORT` of the real client.
     @ivar local: the address the client connected to.
     @ivar dial_ms: from accept to the upstream connection; None where none was opened.
+    @ivar pool: None for one that had no way to go.
+    @ivar queue_ms: how long it waited for a place; None: not at all.
+    @ivar queued: how many others wait in the pool; for `tcplog`.
     @ivar sessions: how many the listener has left, this one counted.
     @ivar totals: active sessions of process, pool and target, this one counted; for `tcplog`.
     """
@@ -24,7 +27,7 @@ class SessionEnded:
     listener: str
     client: str
     local: str
-    pool: str
+    pool: str | None
     target: str | None
     reason: str
     code: str
@@ -35,4 +38,6 @@ class SessionEnded:
     retries: int
     sessions: int
     totals: tuple[int, int, int] = (0, 0, 0)
+    queue_ms: float | None = None
+    queued: int = 0
     error: str | None = None

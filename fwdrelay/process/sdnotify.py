@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 import attrs
@@ -50,6 +51,11 @@ class Notifier:
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is finished: the sockets listen."""
         self._send("READY=1", _status(status))
+
+    def reloading(self) -> None:
+        """A reload has begun; `ready` says that it is over, however it went."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={now}")
 
     def stopping(self, status: str) -> None:
         """The process has begun to end: it drains."""

@@ -1,6 +1,6 @@
 """
 What signals ask of a relay: SIGTERM and SIGINT drain and stop it, a second one stops it at once, SIGHUP
-opens the access log's file anew.
+opens the access log's file anew and reads the configuration again.
 
 A service of its own, so that whoever embeds a `Relay` in a larger application keeps the signals.
 """
@@ -21,8 +21,8 @@ class Steered(Protocol):
     def cut_all(self) -> None:
         """End every session now."""
 
-    def reopen_logs(self) -> None:
-        """The access log was moved away."""
+    def reload(self) -> object:
+        """Open the access log anew, and read the configuration again."""
 
 
 class Signals(Service):
@@ -51,7 +51,7 @@ class Signals(Service):
             signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        act = self._reopen if number == signal.SIGHUP else self._stop
+        act = self._reload if number == signal.SIGHUP else self._stop
         self._reactor.callFromThread(act, signal.Signals(number).name)
 
     def _stop(self, name: str) -> None:
@@ -63,6 +63,6 @@ class Signals(Service):
             self.log.info("{name}: stopping.", name=name)
             self._reactor.stop()
 
-    def _reopen(self, name: str) -> None:
-        self.log.info("{name}: opening the access log anew.", name=name)
-        self._relay.reopen_logs()
+    def _reload(self, name: str) -> None:
+        self.log.info("{name}: opening the access log anew, reading the configuration.", name=name)
+        self._relay.reload()

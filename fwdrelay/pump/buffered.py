@@ -34,7 +34,7 @@ from zope.interface import implementer
 from ..config import KeepAlive
 from ..interfaces import IPump, IStream
 from .death_watch import DeathWatch, NoDeathWatch
-from .options import set_options
+from .options import leave_port_open, set_options
 from .port import ListeningPump, TCPPort, UNIXPort
 
 _INT = struct.Struct("i")
@@ -218,6 +218,12 @@ class AcceptedUNIX(_Accepted, unix.Server):
 @implementer(IStream)
 class DialedTCP(_Dialed, tcp.Client):
     """A TCP connection to a target."""
+
+    def createInternetSocket(self) -> socket.socket:
+        made: socket.socket = super().createInternetSocket()
+        if self.connector.bindAddress is not None:
+            leave_port_open(made)
+        return made
 
 
 @implementer(IStream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TypeAlias
 
@@ -9,6 +10,8 @@ from ..config import KeepAlive
 
 # How many unanswered probes mean that a peer is gone; they share the time one idle span takes.
 _PROBES = 4
+# ip(7); Python's socket module has no name for it.
+_IP_BIND_ADDRESS_NO_PORT = 24
 Options: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
@@ -40,3 +43,12 @@ def set_options(sock: socket.SocketType, options: Options) -> None:
     if sock.family != socket.AF_UNIX:
         for level, name, value in options:
             sock.setsockopt(level, name, value)
+
+
+def leave_port_open(sock: socket.SocketType) -> None:
+    """
+    Have bind(2) with port 0 take an address only; connect(2) chooses the port. Then one address is good
+    for some 28,000 connections to each target, instead of to all of them together.
+    """
+    with contextlib.suppress(OSError):  # for an old kernel the few ports will do
+        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)

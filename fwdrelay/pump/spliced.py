@@ -28,7 +28,7 @@ from ..config import KeepAlive
 from ..deadlines import Deadlines
 from ..interfaces import IPump
 from .loop import EDGE, READ, Later, Loop
-from .options import set_options
+from .options import leave_port_open, set_options
 from .pipes import Pipes
 from .port import ListeningPump, TCPPort, UNIXPort, _PatientPort
 from .stream import Stream
@@ -141,6 +141,7 @@ class Connecting:
             sock = self._pump.spare.make(lambda: socket.SocketType(family, _STREAM))
             set_options(sock, self._pump.options)
             if self._bind is not None:
+                leave_port_open(sock)
                 sock.bind(self._bind)
             number = sock.connect_ex(to)
         except OSError as failed:

@@ -17,6 +17,7 @@ class State(Enum):
     """
 
     ACCEPTED = "R"
+    QUEUED = "Q"
     DIALING = "C"
     RELAYING = "D"
     HALF_CLOSED = "d"
@@ -30,6 +31,8 @@ class Input(Enum):
 
     ADMITTED = "the client may enter"
     REFUSED = "the client may not enter"
+    QUEUED = "every target it may go to is full"
+    PLACE_FOUND = "a target has a place for it"
     DIALED = "an upstream connection is open"
     DIAL_FAILED = "no target could be connected to"
     SIDE_ENDED = "a side has sent its last byte, and said so"
@@ -44,6 +47,13 @@ class Input(Enum):
 TABLE: dict[tuple[State, Input], State] = {
     (State.ACCEPTED, Input.ADMITTED): State.DIALING,
     (State.ACCEPTED, Input.REFUSED): State.CLOSED,
+    (State.QUEUED, Input.PLACE_FOUND): State.DIALING,
+    (State.QUEUED, Input.DIAL_FAILED): State.CLOSED,
+    (State.QUEUED, Input.REFUSED): State.CLOSED,
+    (State.QUEUED, Input.SIDE_RESET): State.CLOSED,
+    (State.QUEUED, Input.TIMED_OUT): State.CLOSED,
+    (State.QUEUED, Input.CUT): State.CLOSED,
+    (State.DIALING, Input.QUEUED): State.QUEUED,
     (State.DIALING, Input.DIALED): State.RELAYING,
     (State.DIALING, Input.DIAL_FAILED): State.CLOSED,
     (State.DIALING, Input.SIDE_RESET): State.CLOSED,
@@ -79,8 +89,12 @@ class Reason(Enum):
     DIAL_TIMEOUT = "dial-timeout", "s"
     NO_TARGET = "no-target", "S"
     NO_RESOURCES = "no-resources", "R"
+    QUEUE_TIMEOUT = "queue-timeout", "s"
+    QUEUE_FULL = "queue-full", "P"
+    TARGET_DOWN = "target-down", "D"
     LIFETIME = "lifetime", "P"
     DENIED = "denied", "P"
+    NO_ROUTE = "no-route", "P"
     MAX_SESSIONS = "max-sessions", "P"
     MAX_SESSIONS_PER_CLIENT = "max-sessions-per-client", "P"
     DRAIN_TIMEOUT = "drain-timeout", "K"

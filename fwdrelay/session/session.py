@@ -1,14 +1,15 @@
 """
 One relayed connection, from accept to its one end.
 
-The story, read from the top: `Session.begin` dials; `Session._dialed` wires the two transports;
+The story, read from the top: `Session.begin` elects a target, or waits for one; `Session._dial` opens the
+connection to it; `Session._dialed` wires the two transports;
 the sides report ends and resets; `Session._close` is the one way out. Bytes don't pass through here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from attrs import define, field, frozen
@@ -19,15 +20,14 @@ from twisted.python.failure import Failure
 from ..config import Timeouts
 from ..deadlines import Deadlines
 from ..dial import AllFailed, Dialed, Dialer
-from ..errors import DialFailed
 from ..upstream import Pool, Target
+from ..wire.proxyprotocol import header
 from .lifecycle import Input, Reason, State, after, code
 from .side import Side, UpstreamSide
 
 _REASON_OF_CAUSE = {
     "timeout": Reason.DIAL_TIMEOUT,
     "no-resources": Reason.NO_RESOURCES,
-    "no-target": Reason.NO_TARGET,
 }
 # How often to look whether a peer has acknowledged everything: the first and the longest wait.
 _FIRST_LOOK = 0.005
@@ -47,7 +47,6 @@ class Policy:
     """
 
     timeouts: Timeouts
-    pool: Pool
     dialer: Dialer
     deadlines: Deadlines
     clock: Any
@@ -73,8 +72,11 @@ class Policy:
 class Session:
     """
     @ivar number: counts the sessions of this process.
+    @ivar pool: where it goes; None for one that may go nowhere.
     @ivar state: where it is, by the table of `fwdrelay.session.lifecycle`.
     @ivar started: when the client was accepted, by the policy's clock.
+    @ivar tried: the targets that it could not be connected to.
+    @ivar waited: seconds spent in the pool's queue.
     @ivar connected: when the upstream connection was there, or None.
     @ivar reason: why it ended; set as soon as that is decided.
     @ivar error: what the system said about it.
@@ -87,10 +89,12 @@ class Session:
     number: int
     client: Side
     started: float
+    pool: Pool | None
     state: State = State.ACCEPTED
     upstream: Side | None = None
     target: Target | None = None
-    retries: int = 0
+    tried: Sequence[Target] = ()
+    waited: float = 0.0
     connected: float | None = None
     reason: Reason | None = None
     error: str | None = None
@@ -108,12 +112,71 @@ class Session:
         policy = self.policy
         if policy.lifetime < math.inf:
             policy.deadlines.set(self, self.started + policy.lifetime)
-        dialing = policy.dialer.dial(policy.pool, policy.timeouts.connect, UpstreamSide)
+        self._elect()
+
+    @property
+    def client_host(self) -> str | None:
+        """The client's IP address, where the pool elects by it."""
+        pool = self.pool
+        return self.client.host if pool is not None and pool.by_client else None
+
+    @property
+    def retries(self) -> int:
+        """How many targets were tried after the first."""
+        return max(len(self.tried) - (self.upstream is None), 0)
+
+    def _elect(self) -> None:
+        """Go to a target, or wait for one that has a place."""
+        pool = self.pool
+        assert pool is not None
+        # Nobody passes those who wait.
+        target = None if pool.waiting else pool.elect(self.client_host, self.tried)
+        if target is not None:
+            self._dial(target)
+        elif pool.waiting or pool.may_wait(self.tried):
+            self._queue(pool)
+        else:
+            self.error = pool.why_none()
+            self._close(Input.DIAL_FAILED, Reason.NO_TARGET)
+
+    def _queue(self, pool: Pool) -> None:
+        self.state = after(self.state, Input.QUEUED)
+        if not pool.wait(self):
+            self._close(Input.REFUSED, Reason.QUEUE_FULL)
+            return
+        self._changed = self.policy.clock.seconds()
+        self._wait()
+
+    def place_found(self, target: Target) -> None:
+        """Told by the pool: `target` was elected for this session, which waits no more."""
+        self.state = after(self.state, Input.PLACE_FOUND)
+        self.waited += self.policy.clock.seconds() - self._changed
+        self._wait()
+        self._dial(target)
+
+    def no_place(self) -> None:
+        """Told by the pool: there is nothing to wait for any more."""
+        assert self.pool is not None
+        self.error = self.pool.why_none()
+        self._close(Input.DIAL_FAILED, Reason.NO_TARGET)
+
+    def _dial(self, target: Target) -> None:
+        policy, pool = self.policy, self.pool
+        assert pool is not None
+        dialing = policy.dialer.dial(
+            pool,
+            target,
+            policy.timeouts.connect,
+            UpstreamSide,
+            self.client_host,
+            self.tried,
+        )
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._dial_failed)
 
-    def refuse(self, reason: Reason) -> None:
-        """The client may not enter."""
+    def refuse(self, reason: Reason, why: str | None = None) -> None:
+        """The client may not enter; `why` is for the log."""
+        self.error = why
         self._close(Input.REFUSED, reason)
 
     def cut(self, reason: Reason) -> None:
@@ -123,12 +186,17 @@ class Session:
 
     def _dialed(self, dialed: Dialed[UpstreamSide]) -> None:
         self._dialing = None
-        self.target, self.retries = dialed.target, dialed.retries
+        self.target, self.tried = dialed.target, dialed.failed
         self.connected = self._changed = self.policy.clock.seconds()
         self.state = after(self.state, Input.DIALED)
         client, upstream = self.client, dialed.protocol
         self.upstream = upstream
         upstream.session = self
+        assert self.pool is not None
+        version = self.pool.config.send_proxy
+        if version != "off":
+            addresses = client.transport.getPeer(), client.transport.getHost()
+            upstream.transport.write(header(version, *addresses))
         client.sink, upstream.sink = upstream.transport, client.transport
         client.transport.registerProducer(upstream.transport, True)
         upstream.transport.registerProducer(client.transport, True)
@@ -147,11 +215,17 @@ class Session:
         failed = failure.value
         if not isinstance(failed, AllFailed):
             self.log.failure("A dial went wrong in a way it never should", failure)
-            failed = AllFailed(DialFailed("other", repr(failed)), None, 0)
-        self.retries = failed.retries
+            self.error = repr(failed)
+            self._close(Input.DIAL_FAILED, Reason.DIAL_FAILED)
+            return
+        self.tried = failed.tried
+        pool = self.pool
+        assert pool is not None
+        if len(self.tried) <= pool.config.retries and pool.may_wait(self.tried):
+            self._queue(pool)  # those that are left are only full
+            return
         self.error = failed.detail
-        reason = _REASON_OF_CAUSE.get(failed.cause, Reason.DIAL_FAILED)
-        self._close(Input.DIAL_FAILED, reason, tried=failed.target)
+        self._close(Input.DIAL_FAILED, _REASON_OF_CAUSE.get(failed.cause, Reason.DIAL_FAILED))
 
     def side_ended(self, side: Side) -> None:
         """`side` has sent its last byte. The other is told when it has been given everything."""
@@ -191,7 +265,7 @@ class Session:
         from_client = side is self.client
         if self.error is None:
             self.error = getattr(side.reset, "strerror", None) or str(side.reset)
-        if self.state is State.DIALING:
+        if self.state is State.DIALING or self.state is State.QUEUED:
             self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
             return
         self.state = after(self.state, Input.SIDE_RESET)
@@ -241,14 +315,25 @@ class Session:
         """
         @return: when to look again, if nothing is heard after `since`.
         """
-        policy = self.policy
-        patience = policy.half_closed if self.state is State.HALF_CLOSED else policy.idle
+        policy, state = self.policy, self.state
+        if state is State.HALF_CLOSED:
+            patience = policy.half_closed
+        elif state is State.RELAYING:
+            patience = policy.idle
+        elif state is State.QUEUED:
+            assert self.pool is not None
+            # Without a queue, it is awaited that the pool's targets are found out.
+            patience = self.pool.config.queue or policy.timeouts.connect or math.inf
+        else:
+            patience = math.inf
         return min(since + patience, self.started + policy.lifetime)
 
     def _wait(self) -> None:
         due = self._due(self.policy.clock.seconds())
         if due < math.inf:
             self.policy.deadlines.set(self, due)
+        else:
+            self.policy.deadlines.discard(self)
 
     def overdue(self, now: float) -> float | None:
         """Asked by the deadlines: is time up? A peer that takes bytes, however slowly, isn't idle."""
@@ -257,7 +342,11 @@ class Session:
             self._close(Input.TIMED_OUT, Reason.LIFETIME)
             return None
         if self.upstream is None:
-            return end
+            due = self._due(self._changed)
+            if self.state is State.QUEUED and now >= due:
+                self._close(Input.TIMED_OUT, Reason.QUEUE_TIMEOUT)
+                return None
+            return due if due < math.inf else None
         due = self._due(max(self.client.heard, self.upstream.heard, self._changed))
         if now < due:
             return due
@@ -287,22 +376,29 @@ class Session:
         happened: Input,
         reason: Reason,
         orderly: bool = False,
-        tried: Target | None = None,
     ) -> None:
         """The one way out."""
         ended_in, self.state = self.state, after(self.state, happened)
+        if ended_in is State.QUEUED and reason is not Reason.QUEUE_FULL:
+            self.waited += self.policy.clock.seconds() - self._changed
         if self.reason is None:
             self.reason = reason
         self.code = code(self.reason, ended_in)
-        elected, self.target = self.target, self.target or tried
+        elected = self.target
+        if elected is None and self.tried:
+            self.target = self.tried[-1]
         try:
             self.policy.ended(self)  # while the sockets can still be asked for their addresses
         finally:
-            self._let_go(orderly)
+            self._let_go(orderly, ended_in)
             if elected is not None:
-                self.policy.pool.release(elected)
+                assert self.pool is not None
+                self.pool.release(elected)
 
-    def _let_go(self, orderly: bool) -> None:
+    def _let_go(self, orderly: bool, ended_in: State) -> None:
+        if ended_in is State.QUEUED:
+            assert self.pool is not None
+            self.pool.leave(self)
         self.policy.deadlines.discard(self)
         if self._settling is not None:
             self._settling.cancel()

@@ -26,6 +26,7 @@ class Side(Protocol):
     One end of a session.
 
     @ivar transport: an `fwdrelay.interfaces.IStream`.
+    @ivar host: the peer's IP address, where somebody may ask for it; None for a Unix peer.
     @ivar sink: the other side's transport, once there is one.
     @ivar ended: it has sent its last byte, and said so (FIN).
     @ivar delivered: the other side's end was passed on to it, after all its bytes.
@@ -35,6 +36,7 @@ class Side(Protocol):
 
     transport: Any
     session: Session | None = None
+    host: str | None = None
     sink: Any
     ended = False
     delivered = False

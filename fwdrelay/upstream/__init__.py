@@ -1,11 +1,13 @@
 """
-Where sessions go: targets, the pools they form, and the addresses behind their names.
+Where sessions go: targets, the pools they form, how one is elected, whether they are up, where more of
+them are found, and the addresses behind their names.
 
-Nothing here opens a connection; that is `fwdrelay.dial`.
+Nothing here opens a session's connection; that is `fwdrelay.dial`.
 """
 
-from .pool import Pool
+from .parts import PoolParts, make_parts
+from .pool import Pool, Waiter
 from .resolve import Resolver
 from .target import Target
 
-__all__ = ["Pool", "Resolver", "Target"]
+__all__ = ["Pool", "PoolParts", "Resolver", "Target", "Waiter", "make_parts"]

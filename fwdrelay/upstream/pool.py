@@ -1,61 +1,521 @@
 """
-A set of targets, and who of them is elected for the next session.
+A set of targets at run time: which there are, who of them is elected for the next session, and who
+waits for a place.
 
-Election by `round-robin` is smooth and weighted, as nginx does it: each target earns its weight, the
-richest is elected and pays what all earned, so 5:1:1 comes out as a-a-b-a-c-a-a. `first` elects the
-first that may take one more. Backups are elected only where no other target is left.
+How the choice is made is `fwdrelay.upstream.elect`'s, whether targets are up `fwdrelay.upstream.health`'s,
+and which there are besides those of the configuration `fwdrelay.upstream.discovery`'s: a pool is where
+they meet. A reload changes a pool, and leaves the targets that stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol
 
-from ..config import PoolConfig
+from attrs import evolve
+from twisted.logger import Logger
+
+from ..config import DiscoverConfig, PoolConfig, TargetConfig
+from ..interfaces import IDiscovery
+from .discovery import Following
+from .health import Health
+from .parts import PoolParts
+from .resolve import Resolver
 from .target import Target
+
+# Of its share, what a target that starts slowly begins with.
+FIRST_SHARE = 0.1
+# Elections that have no use for the client's address, which costs a session something to tell.
+_ANONYMOUS = frozenset({"round-robin", "least-sessions", "random-two", "first"})
+
+
+class Waiter(Protocol):
+    """
+    A session that waits for a place.
+
+    @ivar tried: targets that its dial has failed with.
+    """
+
+    @property
+    def client_host(self) -> str | None:
+        """The client's IP address, for elections that want it."""
+
+    @property
+    def tried(self) -> Sequence[Target]:
+        """Targets that it has tried."""
+
+    def place_found(self, target: Target) -> None:
+        """`target` was elected for it, and a session is counted there; it waits no more."""
+
+    def no_place(self) -> None:
+        """There is nothing to wait for any more, and it waits no more."""
 
 
 class Pool:
     """
+    @param parts: made of `config`.
+    @param reactor: what health checks connect with; its clock is the pool's.
+    @param lost: called with each target whose sessions are to end.
     @ivar name: as configured.
-    @ivar targets: all targets, in the order of the configuration.
-    @ivar retries: how many further targets a dial may try.
+    @ivar targets: all targets there are now: those of the configuration, then what was found.
+    @ivar sessions: how many are on all targets, those removed included.
+    @ivar by_client: whether `elect` wants to know the client.
+    @ivar notes_dials: whether `dialed` and `dial_failed` are of any use.
     """
 
-    def __init__(self, config: PoolConfig) -> None:
-        self.name = config.name
-        self.retries = config.retries
-        self.targets = tuple(Target(target) for target in config.targets)
-        self._elect = _first if config.balance == "first" else _round_robin
+    log = Logger()
 
-    def elect(self, tried: Collection[Target] = ()) -> Target | None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        parts: PoolParts,
+        reactor: Any,
+        resolver: Resolver,
+        lost: Callable[[Target], None] = lambda target: None,
+    ) -> None:
+        self.name = config.name
+        self.config = config
+        self.targets: tuple[Target, ...] = ()
+        self.sessions = 0
+        self._reactor = reactor
+        self._resolver = resolver
+        self._lost = lost
+        self._running = False
+        self._health: Health | None = None
+        self._followings: dict[DiscoverConfig, Following] = {}
+        self._tiers: list[list[Target]] = []
+        self._starting: list[Target] = []
+        self._waiting: dict[Waiter, None] = {}
+        self._serving: Any = None
+        self._electorate: list[tuple[Target, int, tuple[bool, int]]] = []
+        self._election_failing = False
+        self._repeated: set[str] = set()
+        self._adopt(config, parts)
+        self._find_members()
+
+    # What it is made of.
+
+    def start(self) -> None:
+        """Begin to discover targets and to check them."""
+        self._running = True
+        self._watch_all()
+        for following in self._followings.values():
+            following.start()
+
+    def stop(self) -> None:
+        """Discover and check no more. Sessions go on."""
+        self._running = False
+        self._stop_health()
+        for following in self._followings.values():
+            following.stop()
+        self._followings.clear()
+        if self._serving is not None:
+            self._serving.cancel()
+            self._serving = None
+
+    def remove(self) -> None:
+        """The pool is no longer configured: as `stop`, and its targets are removed. Nobody waits on."""
+        self.stop()
+        self.config = evolve(self.config, targets=(), discover=())
+        self._find_members()
+        for waiter in list(self._waiting):
+            self._send_away(waiter)
+
+    def change(self, config: PoolConfig, parts: PoolParts, nameservers_changed: bool) -> None:
+        """
+        Be as `config` has it from now on.
+
+        @param parts: made of `config`; of those, what is already there goes on instead.
+        @param nameservers_changed: discoveries begin anew, with what is known.
+        """
+        before = self.config
+        followed = {} if nameservers_changed else dict(self._followings)
+        self._adopt(
+            config,
+            parts,
+            same_election=config.balance == before.balance,
+            same_nameservers=not nameservers_changed,
+        )
+        if _checks(config) != _checks(before):
+            self._stop_health()
+        changes = self._find_members()
+        if self._running:
+            if changes:
+                self.log.info(
+                    "Pool {pool} has {count} targets now: {changes}.",
+                    pool=self.name,
+                    count=len(self.targets),
+                    changes=changes,
+                )
+            self._watch_all()
+            for discover, following in self._followings.items():
+                if discover not in followed:
+                    following.start()
+
+    def _adopt(
+        self,
+        config: PoolConfig,
+        parts: PoolParts,
+        same_election: bool = False,
+        same_nameservers: bool = True,
+    ) -> None:
+        self.config = config
+        if not same_election:
+            self._election = parts.election
+            self._election_failing = False
+            self._electorate = []
+        self.by_client = config.balance not in _ANONYMOUS
+        health = config.health
+        self.notes_dials = bool(health.passive_failures)
+        followings: dict[DiscoverConfig, Following] = {}
+        before = {str(discover): each.known for discover, each in self._followings.items()}
+        for discover, discovery in zip(config.discover, parts.discoveries, strict=True):
+            if same_nameservers and discover in self._followings:
+                followings[discover] = self._followings.pop(discover)
+            else:
+                followings[discover] = following = self._follow(discover, discovery)
+                # It asks the same: what is known is so until there is another answer.
+                following.known = before.get(str(discover))
+        for gone in self._followings.values():
+            gone.stop()
+        self._followings = followings
+
+    def _follow(self, discover: DiscoverConfig, discovery: IDiscovery) -> Following:
+        def found(targets: object) -> None:
+            self._find_members()
+
+        return Following(discovery, discover, self._reactor, found, self.name)
+
+    def _watch_all(self) -> None:
+        """Give the targets to a health of their own, if they have none."""
+        config = self.config
+        health = config.health
+        if self._health is None and (health.check != "off" or health.passive_failures):
+            self._health = Health(
+                self._reactor,
+                self._resolver,
+                health,
+                bind=config.bind,
+                send_proxy=config.send_proxy,
+                changed=self._target_changed,
+            )
+            for target in self.targets:
+                self._health.watch(target)
+        elif self._health is None:
+            for target in self.targets:  # which nobody would find to be up again
+                if not target.up:
+                    self._target_changed(target, True, "it is no longer checked")
+
+    def _stop_health(self) -> None:
+        health, self._health = self._health, None
+        if health is not None:
+            health.stop()
+
+    @property
+    def known(self) -> bool:
+        """Whether each discovery has answered once."""
+        return all(following.known is not None for following in self._followings.values())
+
+    def _wanted(self) -> list[TargetConfig]:
+        """What is configured and found, each label once."""
+        wanted: dict[str, TargetConfig] = {}
+        repeated: set[str] = set()
+        found = [target for each in self._followings.values() for target in each.known or ()]
+        for target in (*self.config.targets, *found):
+            if target.label in wanted:
+                repeated.add(target.label)
+            else:
+                wanted[target.label] = target
+        for label in sorted(repeated - self._repeated):
+            self.log.warn(
+                "Pool {pool} has {target} more than once; the first counts.",
+                pool=self.name,
+                target=label,
+            )
+        self._repeated = repeated
+        return list(wanted.values())
+
+    def _find_members(self) -> str:
+        """
+        The configuration, or what was found, has changed.
+
+        @return: what that changed, in words; empty: nothing.
+        """
+        there = {target.identity: target for target in self.targets}
+        members: list[Target] = []
+        added: list[str] = []
+        changed: list[str] = []
+        for config in self._wanted():
+            target = there.pop((config.label, config.address), None)
+            if target is None:
+                target = Target(config)
+                added.append(target.label)
+                if self._running:
+                    target.since = self._reactor.seconds()
+                    self._start_slowly(target)
+            elif target.config != config:
+                if _told(config) != _told(target.config):
+                    changed.append(target.label)
+                target.change(config)
+                if target in self._starting:
+                    self._ramp_up(target)
+            members.append(target)
+        removed = list(there.values())
+        self.targets = tuple(members)
+        self._regroup()
+        electorate = [(target, target.weight, target.tier) for target in members]
+        if electorate != self._electorate:
+            self._electorate = electorate
+            self._tell_election()
+        self._let_in_and_go(removed)
+        parts = (
+            ("added", added),
+            ("changed", changed),
+            ("removed", [target.label for target in removed]),
+        )
+        return "; ".join(f"{word} {', '.join(labels)}" for word, labels in parts if labels)
+
+    def _let_in_and_go(self, removed: Iterable[Target]) -> None:
+        if self._health is not None:
+            for target in self.targets:
+                self._health.watch(target)
+        for target in removed:
+            target.removed = True
+            if self._health is not None:
+                self._health.unwatch(target)
+            if target in self._starting:
+                self._starting.remove(target)
+            if self.config.on_target_down == "close":
+                self._lost(target)
+        self._serve_soon()
+
+    def _regroup(self) -> None:
+        """
+        Sort those that may be elected into tiers; the first that has one left is elected from. What `elect`
+        asks about each target, it asks for each session.
+        """
+        electable = [target for target in self.targets if target.up]
+        if not electable and self.config.health.when_all_down == "try":
+            electable = list(self.targets)
+        tiers: dict[tuple[bool, int], list[Target]] = {}
+        for target in electable:
+            tiers.setdefault((target.config.backup, target.config.priority), []).append(target)
+        self._tiers = [tiers[rank] for rank in sorted(tiers)]
+        self._limited = any(target.config.max_sessions for target in electable)
+
+    # Who is elected.
+
+    def elect(self, client: str | None = None, tried: Collection[Target] = ()) -> Target | None:
         """
         Choose a target and count a session on it; whoever gets it owes a `release`.
 
+        @param client: its IP address; only if `by_client` is true does it matter.
         @param tried: targets that this session's dial has failed with, which are not chosen again.
         @return: None where no target is left that may take one more session.
         """
-        left = [target for target in self.targets if target.electable and target not in tried]
-        candidates = [target for target in left if not target.config.backup] or left
-        if not candidates:
+        limit = self.config.max_sessions
+        if limit and self.sessions >= limit:
             return None
-        elected = candidates[0] if len(candidates) == 1 else self._elect(candidates)
-        elected.sessions += 1
-        return elected
+        if self._starting:
+            self._ramp_all_up()
+        for tier in self._tiers:
+            candidates: Sequence[Target] = tier
+            if self._limited:
+                candidates = [each for each in tier if each.sessions < each.limit]
+            if tried:
+                candidates = [each for each in candidates if each not in tried]
+            if candidates:
+                elected = candidates[0]
+                if len(candidates) > 1:
+                    elected = self._choose(candidates, client)
+                elected.sessions += 1
+                self.sessions += 1
+                return elected
+        return None
+
+    def _choose(self, candidates: Sequence[Target], client: str | None) -> Target:
+        """Ask the election, which may be somebody else's code."""
+        try:
+            elected: Any = self._election.elect(candidates, client)
+            if elected not in candidates:
+                raise TypeError(f"it elected {elected!r}, which was no candidate")
+        except Exception as failed:
+            self._election_failed(failed)
+            return candidates[0]
+        target: Target = elected
+        return target
+
+    def _tell_election(self) -> None:
+        """Tell the election who there is. Whatever it makes of that, a change goes on to its end."""
+        try:
+            self._election.targets_changed(self.targets)
+        except Exception as failed:
+            self._election_failed(failed)
+
+    def _election_failed(self, failed: Exception) -> None:
+        if not self._election_failing:
+            self.log.failure(
+                "The election {balance} of pool {pool} failed ({failed}); where it does, the first"
+                " target is taken, and this is told once.",
+                balance=self.config.balance,
+                pool=self.name,
+                failed=str(failed) or type(failed).__name__,
+            )
+        self._election_failing = True
+
+    def why_none(self) -> str:
+        """
+        @return: why `elect` found nobody.
+        """
+        if not self.targets:
+            return "the pool has no targets"
+        if not self._tiers:
+            return "every target is down"
+        if self.config.max_sessions and self.sessions >= self.config.max_sessions:
+            return "the pool has as many sessions as it may"
+        return "every target that is up has as many sessions as it may"
 
     def release(self, target: Target) -> None:
         """The session that `target` was elected for is over, or went elsewhere."""
         target.sessions -= 1
+        self.sessions -= 1
+        if self._waiting:
+            self._serve_soon()
+
+    def dialed(self, target: Target) -> None:
+        """A session's dial has reached `target`."""
+        if self._health is not None and not target.removed:
+            self._health.dialed(target)
+
+    def dial_failed(self, target: Target, cause: str, detail: str) -> None:
+        """
+        A session's dial has failed to reach `target`.
+
+        @param cause: a word of `fwdrelay.dial.CAUSES`.
+        """
+        if self._health is not None and not target.removed:
+            self._health.dial_failed(target, cause, detail)
+
+    # Who waits.
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions wait for a place."""
+        return len(self._waiting)
+
+    def may_wait(self, tried: Collection[Target] = ()) -> bool:
+        """
+        @return: whether it makes sense to wait: some target is only full, or not known yet.
+        """
+        if not self.known:
+            return True
+        if not self.config.queue:
+            return False
+        return any(target not in tried for tier in self._tiers for target in tier)
+
+    def wait(self, waiter: Waiter) -> bool:
+        """
+        Line up for a place; whoever does ends with `place_found` or `no_place`, or owes a `leave`.
+
+        @return: False where so many wait that this one may not.
+        """
+        if len(self._waiting) >= self.config.max_queued:
+            return False
+        self._waiting[waiter] = None
+        self._serve_soon()
+        return True
+
+    def leave(self, waiter: Waiter) -> None:
+        """It waits no longer."""
+        self._waiting.pop(waiter, None)
+
+    def _serve_soon(self) -> None:
+        # In a turn of its own: a place is often given back in the middle of a session's end.
+        if self._waiting and self._serving is None and self._running:
+            self._serving = self._reactor.callLater(0, self._serve)
+
+    def _serve(self) -> None:
+        self._serving = None
+        for waiter in list(self._waiting):
+            if waiter not in self._waiting:
+                continue  # gone, because of what came of one before it
+            target = self.elect(waiter.client_host, waiter.tried)
+            if target is not None:
+                del self._waiting[waiter]
+                waiter.place_found(target)
+            elif self.known and not self.config.queue:
+                self._send_away(waiter)  # it was only to be found out who there is
+            elif not waiter.tried:
+                break  # and nobody behind it could get more
+
+    def _send_away(self, waiter: Waiter) -> None:
+        if waiter in self._waiting:
+            del self._waiting[waiter]
+            waiter.no_place()
+
+    # How targets are.
+
+    def _target_changed(self, target: Target, up: bool, cause: str) -> None:
+        """Told by the health: `target` has come up or gone down."""
+        target.up, target.cause = up, cause
+        target.since = self._reactor.seconds()
+        if up:
+            self._start_slowly(target)
+        self._regroup()
+        left = sum(each.up for each in self.targets)
+        how_many = f"{left} of {len(self.targets)} targets are up"
+        if up:
+            self.log.info(
+                "Target {target} of pool {pool} is up: {cause}. {how_many}.",
+                target=target.label,
+                pool=self.name,
+                cause=cause,
+                how_many=how_many,
+            )
+        else:
+            self.log.warn(
+                "Target {target} of pool {pool} is down: {cause}. {how_many}{policy}.",
+                target=target.label,
+                pool=self.name,
+                cause=cause,
+                how_many=how_many,
+                policy="" if left else f"; new sessions {self._when_all_down()}",
+            )
+            if self.config.on_target_down == "close":
+                self._lost(target)
+        self._serve_soon()
+
+    def _when_all_down(self) -> str:
+        if self.config.health.when_all_down == "try":
+            return "try them all the same"
+        return "are refused"
+
+    def _start_slowly(self, target: Target) -> None:
+        if self.config.health.slow_start and target not in self._starting:
+            self._starting.append(target)
+        self._ramp_up(target)
+
+    def _ramp_all_up(self) -> None:
+        for target in list(self._starting):
+            self._ramp_up(target)
+
+    def _ramp_up(self, target: Target) -> None:
+        """Give it the share that it has by now."""
+        slow_start = self.config.health.slow_start
+        part = 1.0
+        if slow_start:
+            age = self._reactor.seconds() - target.since
+            part = min(max(age / slow_start, FIRST_SHARE), 1.0)
+        target.share = target.weight * part
+        if part == 1.0 and target in self._starting:
+            self._starting.remove(target)
 
 
-def _first(candidates: Sequence[Target]) -> Target:
-    return candidates[0]
+def _checks(config: PoolConfig) -> tuple[object, ...]:
+    """What a running health can't change."""
+    return config.health, config.bind, config.send_proxy
 
 
-def _round_robin(candidates: Sequence[Target]) -> Target:
-    earned = 0
-    for target in candidates:
-        target.credit += target.config.weight
-        earned += target.config.weight
-    elected = max(candidates, key=lambda target: target.credit)
-    elected.credit -= earned
-    return elected
+def _told(config: TargetConfig) -> tuple[object, ...]:
+    """What of a target is worth a line in the log when it changes: not its addresses."""
+    return config.weight, config.backup, config.priority, config.max_sessions

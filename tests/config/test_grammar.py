@@ -8,13 +8,26 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdrelay.config import TargetConfig
+from fwdrelay.config import BALANCES, DiscoverConfig, TargetConfig
 from fwdrelay.config.grammar import (
+    Endpoint,
+    parse_address,
+    parse_balance,
     parse_count,
+    parse_discover,
     parse_duration,
+    parse_endpoint,
+    parse_escapes,
+    parse_log,
+    parse_name,
+    parse_nameserver,
     parse_network,
+    parse_plugin,
     parse_port,
+    parse_regex,
+    parse_request_path,
     parse_target,
+    parse_target_or_srv,
 )
 from tests.case import SynchronousTestCase
 
@@ -42,6 +55,13 @@ class DurationTests(GrammarTestCase):
 
     def test_zero_alone_is_off(self) -> None:
         self.assertEqual(parse_duration("0"), 0.0)
+
+    def test_what_is_too_long(self) -> None:
+        self.assertEqual(parse_duration("32767s", 32767), 32767.0)
+        self.assert_refused(
+            lambda text: parse_duration(text, 2147483), "2147484s", "2147483s is the most"
+        )
+        self.assert_refused(parse_duration, "1000000h", "315360000s is the most")
 
     def test_all_else_is_refused_with_examples(self) -> None:
         for text in (
@@ -123,7 +143,7 @@ class TargetTests(GrammarTestCase):
             TargetConfig(host="h", port=1, weight=5, backup=True, max_sessions=9, name="b one"),
         )
         self.assertEqual(parse_target("h:1 , weight = 2 , backup").weight, 2)
-        self.assertEqual(parse_target("unix:/a,weight=0").weight, 0)
+        self.assertEqual(parse_target("unix:/a,weight=1").weight, 1)
 
     def test_what_is_no_address(self) -> None:
         for text, words in {
@@ -145,7 +165,7 @@ class TargetTests(GrammarTestCase):
             "http://example:80": "",
             "unix:": "1 to 107 bytes",
             "unix:/" + "a" * 107: "1 to 107 bytes",
-            "srv:_http._tcp.example": "SRV",
+            "srv:_http._tcp.example": "no single target",
         }.items():
             self.assert_refused(parse_target, text, words)
 
@@ -157,6 +177,7 @@ class TargetTests(GrammarTestCase):
             "h:1,backup=yes": "it takes weight=N",
             "h:1,name=": "it takes weight=N",
             "h:1,weight=-1": "whole number",
+            "h:1,weight=0": "weight=0 would give it no session: leave the target out",
             "h:1,max-sessions=lots": "whole number",
             "h:1,max_sessions=1": "it takes weight=N",
             "h:1,weight=1,weight=2": "says weight twice",
@@ -185,3 +206,206 @@ class TargetTests(GrammarTestCase):
         target = TargetConfig(host=host, port=port)
         self.assertEqual(parse_target(target.address), target)
         self.assertEqual(target.label, target.address)
+
+
+class DiscoverTests(GrammarTestCase):
+    def test_own_kinds(self) -> None:
+        for text, scheme, argument in (
+            ("dns:app.example.com:80", "dns", "app.example.com:80"),
+            ("srv:_http._tcp.example.com", "srv", "_http._tcp.example.com"),
+            ("file:targets.txt", "file", "targets.txt"),
+            ("file:/etc/fwdrelay/a:b", "file", "/etc/fwdrelay/a:b"),
+        ):
+            found = parse_discover(text)
+            self.assertEqual(found, DiscoverConfig(scheme=scheme, argument=argument))
+            self.assertEqual(str(found), text)
+
+    def test_options(self) -> None:
+        self.assertEqual(
+            parse_discover("dns:a:80,backup,max-sessions=5"),
+            DiscoverConfig(scheme="dns", argument="a:80", backup=True, max_sessions=5),
+        )
+        self.assertEqual(parse_discover("dns:a:80 , max-sessions = 5 , backup").max_sessions, 5)
+
+    def test_a_plugin_gets_its_argument_with_all_commas(self) -> None:
+        self.assertEqual(
+            parse_discover("etcd:/a,b=c,backup"),
+            DiscoverConfig(scheme="etcd", argument="/a,b=c", backup=True),
+        )
+
+    def test_what_is_none(self) -> None:
+        for text, words in {
+            "": "dns:HOST:PORT, srv:_service._proto.domain, file:PATH",
+            "dns": "is not a discovery",
+            "dns:": "is not a discovery",
+            ":x": "is not a discovery",
+            "a b:x": "is not a discovery",
+            "dns:app": "write dns:HOST:PORT",
+            "dns:app:http": "is not a port",
+            "dns:10.0.0.1:80": "is no name to look up",
+            "dns:[::1]:80": "is no name to look up",
+            "dns:a b:80": "not a host name",
+            "dns:a:80,weight=2": "max-sessions=N and the flag backup",
+            "dns:a:80,backup,backup": "says backup twice",
+            "dns:a:80,max-sessions=x": "whole number",
+            "srv:http": "srv:_http._tcp.example.com",
+            "srv:_http.example.com": "srv:_http._tcp.example.com",
+            "srv:_http._tcp.": "srv:_http._tcp.example.com",
+            "srv:_http._tcp.a b": "not a host name",
+            "srv:_http._tcp.a:80": "not a host name",
+            "file:a\0b": "NUL",
+            "file:a,weight=2": "max-sessions=N and the flag backup",
+        }.items():
+            self.assert_refused(parse_discover, text, words)
+
+    def test_srv_among_targets(self) -> None:
+        self.assertEqual(
+            parse_target_or_srv("srv:_a._tcp.b,backup"), parse_discover("srv:_a._tcp.b,backup")
+        )
+        self.assertEqual(parse_target_or_srv("dns:80"), parse_target("dns:80"))
+
+    @given(st.text("dns:rvfile_.tcp,backup=-maxsion0 /", max_size=20))
+    def test_any_text_is_a_discovery_or_refused(self, text: str) -> None:
+        try:
+            found = parse_discover(text)
+        except ValueError as error:
+            self.assertIn(repr(text), str(error))
+        else:
+            self.assertTrue(found.scheme and found.argument)
+
+
+class NamesTests(GrammarTestCase):
+    def test_nameservers(self) -> None:
+        for text, server in {
+            "192.0.2.1": "192.0.2.1:53",
+            "192.0.2.1:5353": "192.0.2.1:5353",
+            "2001:db8::1": "[2001:db8::1]:53",
+            "[2001:db8::1]": "[2001:db8::1]:53",
+            "[2001:DB8::1]:5353": "[2001:db8::1]:5353",
+        }.items():
+            self.assertEqual(parse_nameserver(text), server, text)
+        for text in (
+            "",
+            "dns.example.com",
+            "192.0.2.1:",
+            "192.0.2.1:0",
+            "[192.0.2.1]:53",
+            "::1]:5",
+        ):
+            self.assert_refused(parse_nameserver, text, "ADDR:PORT, [IPV6]:PORT")
+
+    def test_balances(self) -> None:
+        for text in (*BALANCES, "fairest", "fairest:of=them all"):
+            self.assertEqual(parse_balance(text), text)
+        for text in ("", "round robin", ":x"):
+            self.assert_refused(parse_balance, text, *BALANCES, "NAME:ARGUMENT")
+        self.assert_refused(parse_balance, "first:2", "first takes nothing")
+
+    def test_plugins(self) -> None:
+        for text in ("geo", "geo:DE,FR"):
+            self.assertEqual(parse_plugin(text), text)
+        for text in ("", ":x", "a b"):
+            self.assert_refused(parse_plugin, text, "NAME or NAME:ARGUMENT")
+
+    def test_names(self) -> None:
+        self.assertEqual(parse_name("web-1.Example_a"), "web-1.Example_a")
+        for text in ("", "a b", "é", "a/b", "a\n"):
+            self.assert_refused(parse_name, text, "letters, digits")
+
+    def test_addresses(self) -> None:
+        self.assertEqual([parse_address("192.0.2.1"), parse_address("::1")], ["192.0.2.1", "::1"])
+        for text in ("", "localhost", "192.0.2.0/24", "[::1]"):
+            self.assert_refused(parse_address, text, "is not an IP address")
+
+    def test_logs(self) -> None:
+        self.assertEqual([parse_log(text) for text in ("off", "/a")], ["off", "/a"])
+        for text in ("", "a\0b"):
+            self.assert_refused(parse_log, text, "off, stdout or the path of a file")
+
+
+class HealthTests(GrammarTestCase):
+    def test_request_paths(self) -> None:
+        for text in ("/", "/health?a=b%20c"):
+            self.assertEqual(parse_request_path(text), text)
+        for text in ("", "health", "/a b", "/a\r\nHost: b", "/é"):
+            self.assert_refused(parse_request_path, text, "begins with /")
+
+    def test_regular_expressions(self) -> None:
+        for text in ("", r"^\+PONG\r\n", "é", "[[a]"):
+            self.assertEqual(parse_regex(text), text)
+        for text in ("(", "a{2,1}", "a{99999999999999999999}", "*"):
+            self.assert_refused(parse_regex, text, "is not a regular expression: ")
+
+    def test_escapes(self) -> None:
+        for text, octets in {
+            "": b"",
+            "PING": b"PING",
+            r"PING\r\n": b"PING\r\n",
+            r"\t\x00\xfF\\x41": b"\t\x00\xff\\x41",
+            "é": b"\xc3\xa9",
+        }.items():
+            self.assertEqual(parse_escapes(text), octets, text)
+        for text in ("\\", "a\\q", "\\x1", "\\xgg", "\\0"):
+            self.assert_refused(parse_escapes, text, "is not an escape")
+
+    @given(st.binary(max_size=20))
+    def test_any_bytes_can_be_written(self, octets: bytes) -> None:
+        self.assertEqual(parse_escapes("".join(f"\\x{octet:02x}" for octet in octets)), octets)
+
+
+class EndpointTests(GrammarTestCase):
+    def test_what_they_say(self) -> None:
+        for text, endpoint in {
+            "tcp:80": Endpoint("tcp", port=80, host="0.0.0.0"),
+            "tcp:80:interface=127.0.0.1": Endpoint("tcp", port=80, host="127.0.0.1"),
+            "tcp:80:127.0.0.1": Endpoint("tcp", port=80, host="127.0.0.1"),
+            r"tcp:interface=\:\:1:port=80:backlog=5": Endpoint("tcp", port=80, host="::1"),
+            "tcp6:80:interface=": Endpoint("tcp6", port=80, host="0.0.0.0"),
+            "tcp6:80": Endpoint("tcp6", port=80, host="::"),
+            r"tcp6:80:50:\:\:1": Endpoint("tcp6", port=80, host="::1"),
+            "unix:/run/a:mode=660": Endpoint("unix", name="/run/a"),
+            r"unix:/run/a\:b\=c\\d": Endpoint("unix", name=r"/run/a:b=c\d"),
+            "unix:address=@a": Endpoint("unix", name="@a"),
+            "systemd:domain=INET:index=0": Endpoint("systemd", name="domain=INET:index=0"),
+        }.items():
+            self.assertEqual(parse_endpoint(text), text)
+            self.assertEqual(Endpoint.of(text), endpoint, text)
+
+    def test_what_is_none(self) -> None:
+        for text, words in {
+            "": "tcp:, tcp6:, unix:, systemd:",
+            "tcp": "tcp:, tcp6:, unix:, systemd:",
+            "ssl:443": "tcp:, tcp6:, unix:, systemd:",
+            "tcp:": "is not a tcp: endpoint",
+            "tcp:http": "is not a tcp: endpoint",
+            "tcp:80:colour=red": "is not a tcp: endpoint",
+            "tcp:80\\": "is not a tcp: endpoint",
+            "tcp6:x": "is not a tcp6: endpoint",
+            "tcp:65536": "a number from 0 to 65535",
+            "tcp:-1": "a number from 0 to 65535",
+            "unix:": "names no path",
+            "unix:address=": "names no path",
+            "unix:/a:mode=rw": "is not a unix: endpoint",
+        }.items():
+            self.assert_refused(parse_endpoint, text, words)
+
+    @given(
+        st.sampled_from(["tcp:", "tcp6:", "unix:"]),
+        st.lists(
+            st.sampled_from(
+                [
+                    *(":", "=", "\\", "port=", "interface=", "address=", "backlog=", "mode=600"),
+                    *("80", "/a", "@", "::1", r"\:\:1", "127.0.0.1", "\n", ""),
+                ]
+            ),
+            max_size=6,
+        ),
+    )
+    def test_any_text_is_one_that_says_where_or_refused(self, kind: str, rest: list[str]) -> None:
+        text = kind + "".join(rest)
+        try:
+            parse_endpoint(text)
+        except ValueError as error:
+            self.assertIn(repr(text), str(error))
+        else:
+            self.assertLessEqual(Endpoint.of(text).port, 65535)

@@ -65,6 +65,10 @@ class JsonTests(SynchronousTestCase):
         self.assertIsNone(fields["dial_ms"])
         self.assertEqual(fields["error"], "every target is full")
 
+    def test_the_time_in_the_queue(self) -> None:
+        fields = json.loads(json_line(attrs.evolve(EVENT, queue_ms=400.2)))
+        self.assertEqual(fields["queue_ms"], 400.2)
+
     def test_one_line_whatever_it_says(self) -> None:
         for error in ("two\nlines", 'a "quote"', "\udcff", "\u2028", "é"):
             line = json_line(attrs.evolve(EVENT, error=error))
@@ -97,6 +101,19 @@ class TcplogTests(SynchronousTestCase):
     def test_another_target_than_the_first_is_marked(self) -> None:
         line = tcplog_line(attrs.evolve(EVENT, retries=2))
         self.assertIn(" 7/3/5/4/+2 ", line)
+
+    def test_the_time_in_the_queue_is_not_the_time_of_the_dial(self) -> None:
+        line = tcplog_line(attrs.evolve(EVENT, queue_ms=400.2, dial_ms=401.4, queued=6))
+        self.assertIn(" main/127.0.0.1:80 400/1/2501 ", line)
+        self.assertTrue(line.endswith(" 0/6"))
+
+    def test_what_only_waited(self) -> None:
+        line = tcplog_line(attrs.evolve(NOT_DIALED, queue_ms=400.2, code="sQ"))
+        self.assertIn(" main/<NOSRV> 400/-1/2501 ", line)
+
+    def test_without_a_pool(self) -> None:
+        line = tcplog_line(attrs.evolve(NOT_DIALED, pool=None, code="PR"))
+        self.assertIn(" web web/<NOSRV> ", line)
 
 
 class AccessLogTests(SynchronousTestCase):

@@ -43,8 +43,8 @@ class Relay:
     def cut_all(self) -> None:
         self.told.append("cut")
 
-    def reopen_logs(self) -> None:
-        self.told.append("reopen")
+    def reload(self) -> None:
+        self.told.append("reload")
 
 
 class SignalsTests(SynchronousTestCase):
@@ -88,8 +88,8 @@ class SignalsTests(SynchronousTestCase):
             self.send(*[signal.SIGINT] * 3)[1:], ["cut"] * (len(self.reactor.told) - 1)
         )
 
-    def test_hup_opens_the_log_anew_and_stops_nothing(self) -> None:
+    def test_hup_reloads_and_stops_nothing(self) -> None:
         self.reactor.turn()
-        self.assertEqual(self.send(signal.SIGHUP), ["reopen"])
+        self.assertEqual(self.send(signal.SIGHUP), ["reload"])
         self.reactor.told.clear()
         self.assertEqual(self.send(signal.SIGTERM), ["stop"])

@@ -232,8 +232,11 @@ def relaying(*options: str, **more: Any) -> Iterator[RelayProcess]:
     relay.stop()
 
 
-def connect(address: tuple[str, int] | str, *, receive_buffer: int = 0) -> socket.socket:
+def connect(
+    address: tuple[str, int] | str, *, receive_buffer: int = 0, source: str = ""
+) -> socket.socket:
     """
+    @param source: the client's address; empty: the system's choice.
     @param receive_buffer: bytes of SO_RCVBUF, for a reader that takes little; 0: the system's.
     """
     family = (
@@ -248,6 +251,8 @@ def connect(address: tuple[str, int] | str, *, receive_buffer: int = 0) -> socke
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     try:
+        if source:
+            sock.bind((source, 0))
         sock.connect(address)
     except BaseException:
         sock.close()

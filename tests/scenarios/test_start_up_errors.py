@@ -19,6 +19,30 @@ from tests.scenarios.scenario import is_root
 GOOD = ("--port", "0", "--target", "localhost:80")
 EX_USAGE, EX_UNAVAILABLE, EX_CONFIG = 64, 69, 78
 
+RIGHT = """
+[[listener]]
+name = "web"
+listen = ["tcp:0:interface=127.0.0.1"]
+pool = "web"
+
+[pool.web]
+targets = ["localhost:80"]
+"""
+WRONG = """
+[relay]
+pump = "bicycle"
+
+[[listener]]
+name = "web"
+listen = ["tcp:0:interface=127.0.0.1"]
+timeouts = { idel = "5s" }
+pool = "wbe"
+
+[pool.web]
+targets = ["localhost:80", "localhost"]
+balance = "fairest"
+"""
+
 
 class StartUpErrors(SynchronousTestCase):
     def setUp(self) -> None:
@@ -100,7 +124,11 @@ class StartUpErrors(SynchronousTestCase):
             (("--max-sessions", "many"), "is not a whole number"),
             (("--allow", "10.0.0.0/33"), "is not a network"),
             (("--deny", "somebody"), "is not a network"),
-            (("--balance", "fair"), "'fair' is not one of"),
+            (("--balance", "fair trade"), "'fair trade' is not one of"),
+            (("--balance", "fair"), "fair"),
+            (("--target", "a:80,weight=0"), "leave the target out"),
+            (("--target", "srv:http"), "srv:_service._proto.domain"),
+            (("--nameserver", "dns.example.com"), "is not a name server"),
             (("--pump", "hand"), "'hand' is not one of"),
             (("--access-log-format", "xml"), "'xml' is not one of"),
             (("--listen", "ssl:443"), "is not an endpoint"),
@@ -181,6 +209,53 @@ class StartUpErrors(SynchronousTestCase):
     def test_check_says_what_is_wrong(self) -> None:
         self.fails(EX_CONFIG, "--check", "--port", "0", saying=("nothing to relay to",))
         self.fails(EX_CONFIG, *GOOD, "--check", "--port", "70000", saying=("is not a port",))
+
+    def write(self, text: str) -> str:
+        """A configuration file; its path."""
+        path = self.folder / "relay.toml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def test_a_file_that_is_wrong_is_told_all_at_once(self) -> None:
+        path = self.write(WRONG)
+        for more in ((), ("--check",)):
+            ended, said, errors = self.run_to_its_end("--config", path, *more)
+            self.assertEqual(ended, EX_CONFIG, errors)
+            self.assertNotIn("listens on", said)
+            self.assertEqual(
+                [line.partition(f"{path}: ")[2].partition(": ")[0] for line in errors.splitlines()],
+                [
+                    "relay.pump",
+                    "listener[0].timeouts.idel",
+                    "listener[0].pool",
+                    "pool.web.targets[1]",
+                    "pool.web.balance",
+                ],
+                errors,
+            )
+
+    def test_a_file_that_is_not_there(self) -> None:
+        path = str(self.folder / "none.toml")
+        self.fails(EX_CONFIG, "--config", path, saying=(path, "No such file or directory"))
+
+    def test_a_file_that_is_no_toml(self) -> None:
+        self.fails(EX_CONFIG, "--config", self.write("[relay\n"), saying=("line 1, column 7",))
+
+    def test_an_option_that_belongs_into_the_file(self) -> None:
+        path = self.write(RIGHT)
+        saying = ("--port: not beside --config", "listen of a [[listener]]")
+        self.fails(EX_USAGE, "--config", path, "--port", "80", saying=saying)
+
+    def test_check_says_that_nothing_is_wrong_with_a_file(self) -> None:
+        path = self.write(RIGHT)
+        ended, said, errors = self.run_to_its_end("--config", path, "--check")
+        self.assertEqual((ended, errors), (0, ""))
+        self.assertEqual(said, f"fwdrelay: nothing is wrong with {path}.\n")
+
+    def test_a_port_of_a_file_that_is_taken(self) -> None:
+        with self.taken_port() as port:
+            path = self.write(RIGHT.replace("tcp:0", f"tcp:{port}"))
+            self.fails(EX_UNAVAILABLE, "--config", path, saying=("Address already in use",))
 
     def test_a_daemon_tells_its_parent(self) -> None:
         with self.taken_port() as port:

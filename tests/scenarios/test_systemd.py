@@ -481,6 +481,34 @@ class ServiceTests(SynchronousTestCase):
         self.assert_finishes(*self.session())
         until(lambda: log.stat().st_size, "an access-log line in the new file")
 
+    def test_reload_puts_a_changed_configuration_file_in_force(self) -> None:
+        self.configure("--config", "/etc/fwdrelay/fwdrelay.toml")
+        self.write_configuration(80, self.upstream)
+        self.machine.do("systemctl", "start", "fwdrelay")
+        old = self.session(80)
+        pid = self.machine.show("fwdrelay", "MainPID")
+        # A port below 1024 can still be bound: the unit keeps the capability for it.
+        upstream, self.upstream = self.upstream, self.listen()
+        self.write_configuration(81, self.upstream)
+        self.machine.do("systemctl", "reload", "fwdrelay")
+        until(lambda: "is in force" in self.machine.journal(), "the new configuration")
+        self.assert_finishes(*self.session(81))
+        self.assert_finishes(*old)
+        self.write_configuration(82, upstream, 'queue = "5"')
+        self.machine.do("systemctl", "reload", "fwdrelay")
+        until(lambda: "Nothing was changed" in self.machine.journal(), "what is wrong")
+        self.assertIn("pool.main.queue: '5' is not a duration", self.machine.journal())
+        self.assert_finishes(*self.session(81))
+        self.assertEqual(self.machine.show("fwdrelay", "MainPID"), pid)
+        self.until_state("active")
+
+    def write_configuration(self, port: int, upstream: socket.socket, more: str = "") -> None:
+        """The service's file: one port, one target."""
+        self.machine.path("/etc/fwdrelay/fwdrelay.toml").write_text(
+            f'[[listener]]\nname = "main"\nlisten = ["tcp:{port}"]\npool = "main"\n'
+            f'[pool.main]\ntargets = ["{target(upstream)}"]\n{more}\n'
+        )
+
     def test_the_sandbox_allows_name_resolution(self) -> None:
         self.machine.path("/etc/resolv.conf").unlink(missing_ok=True)
         self.machine.path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -557,7 +585,12 @@ class InstallTests(SynchronousTestCase):
                 (CHECKOUT / "etc" / name.removeprefix("etc/")).read_text(),
             )
         self.assertTrue((tree / "etc/fwdrelay/fwdrelay.env").exists())
-        self.assertTrue((tree / "usr/local/share/doc/fwdrelay/systemd.md").exists())
+        documents = tree / "usr/local/share/doc/fwdrelay"
+        self.assertTrue((documents / "systemd.md").exists())
+        self.assertEqual(
+            {path.name for path in (documents / "examples").iterdir()},
+            {path.name for path in (CHECKOUT / "etc/fwdrelay/examples").iterdir()},
+        )
         twistd = tree / "usr/local/lib/fwdrelay/bin/twistd"
         self.assertEqual(twistd.read_text().splitlines()[0], "#!/usr/local/lib/fwdrelay/bin/python")
         naming = subprocess.run(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -12,13 +14,14 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from fwdrelay.config import PoolConfig, TargetConfig, Timeouts
+from fwdrelay.config import Timeouts
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.dial import AllFailed, Dialed, Dialer
 from fwdrelay.errors import DialFailed
 from fwdrelay.session import Policy, Reason, Session, Side, State, UpstreamSide
-from fwdrelay.upstream import Pool
+from fwdrelay.upstream import Pool, Target
 from tests.case import SynchronousTestCase
+from tests.upstream.pools import change, make_pool
 
 
 class Transport:
@@ -103,35 +106,41 @@ class Transport:
 
 class StubDialer:
     """
-    Elects as a real one does, and dials as tests say.
+    Dials as tests say.
 
     @ivar answer: fires to let the dial succeed; fails it with an `AllFailed`.
     @ivar cancelled: how often the dial was given up.
+    @ivar dials: how many there were.
     """
 
     def __init__(self) -> None:
         self.answer: Deferred[UpstreamSide] = Deferred(self._cancelled)
         self.cancelled = 0
+        self.dials = 0
 
     def _cancelled(self, answer: Deferred[UpstreamSide]) -> None:
         self.cancelled += 1
 
     def dial(
-        self, pool: Pool, timeout: float, build: Callable[[], UpstreamSide]
+        self,
+        pool: Pool,
+        target: Target,
+        timeout: float,
+        build: Callable[[], UpstreamSide],
+        client: str | None,
+        tried: Sequence[Target],
     ) -> Deferred[Dialed[UpstreamSide]]:
-        return Deferred.fromCoroutine(self._dial(pool, timeout, build))
+        self.dials += 1
+        return Deferred.fromCoroutine(self._dial(pool, target, tried))
 
     async def _dial(
-        self, pool: Pool, timeout: float, build: Callable[[], UpstreamSide]
+        self, pool: Pool, target: Target, tried: Sequence[Target]
     ) -> Dialed[UpstreamSide]:
-        target = pool.elect()
-        if target is None:
-            raise AllFailed(DialFailed("no-target", "every target is full"), None, 0)
         try:
-            return Dialed(await self.answer, target, 0)
+            return Dialed(await self.answer, target, tried)
         except DialFailed as failed:
             pool.release(target)
-            raise AllFailed(failed, target, 1) from None
+            raise AllFailed(failed, [*tried, target]) from None
         except BaseException:
             pool.release(target)
             raise
@@ -147,25 +156,22 @@ class SessionTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.make()
 
-    def make(self, **timeouts: float) -> None:
+    def make(self, pool: Mapping[str, Any] = MappingProxyType({}), /, **timeouts: float) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
         self.ended: list[Session] = []
-        self.pool = Pool(
-            PoolConfig(name="p", targets=(TargetConfig(host="h", port=1, max_sessions=1),))
-        )
+        self.pool = make_pool("h:1,max-sessions=1", reactor=self.clock, **pool)
         self.dialer = StubDialer()
         self.deadlines = Deadlines(self.clock)
         policy = Policy(
             Timeouts(**timeouts),
-            self.pool,
             cast("Dialer", self.dialer),
             self.deadlines,
             self.clock,
             self.ended.append,
         )
         self.client = Transport(self.clock, Side())
-        self.session = Session(policy, 1, self.client.protocol, self.clock.seconds())
+        self.session = Session(policy, 1, self.client.protocol, self.clock.seconds(), self.pool)
 
     def relay(self) -> None:
         """Go on to where bytes are relayed."""
@@ -208,6 +214,146 @@ class SessionTestCase(SynchronousTestCase):
         self.assertEqual(self.ended, [])
 
 
+class QueueTests(SessionTestCase):
+    """A session that finds no place, in a pool with a queue."""
+
+    def queue(self, seconds: float = 5.0, **timeouts: float) -> None:
+        """Begin, while another session has the only place."""
+        self.make({"queue": seconds}, **timeouts)
+        elected = self.pool.elect()
+        assert elected is not None
+        self.other = elected
+        self.session.begin()
+
+    def test_it_gets_the_next_place(self) -> None:
+        self.queue()
+        self.assertIs(self.session.state, State.QUEUED)
+        self.assertEqual((self.pool.waiting, self.dialer.dials), (1, 0))
+        self.advance(3)
+        self.pool.release(self.other)
+        self.advance(0)
+        self.assertIs(self.session.state, State.DIALING)
+        self.assertEqual((self.pool.waiting, self.dialer.dials, self.session.waited), (0, 1, 3))
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.advance(10)
+        self.assert_relaying()
+        self.session.cut(Reason.STOPPED)
+        self.assert_ended(Reason.STOPPED, "KD")
+
+    def test_its_patience_ends(self) -> None:
+        self.queue(5)
+        self.advance(4.9)
+        self.assertEqual(self.ended, [])
+        self.advance(1)
+        self.assertEqual((self.pool.waiting, self.dialer.dials), (0, 0))
+        self.pool.release(self.other)
+        self.assert_ended(Reason.QUEUE_TIMEOUT, "sQ")
+
+    def test_the_lifetime_counts_meanwhile(self) -> None:
+        self.queue(50, lifetime=2)
+        self.advance(3)
+        self.pool.release(self.other)
+        self.assert_ended(Reason.LIFETIME, "PQ")
+
+    def test_too_many_wait(self) -> None:
+        self.make({"queue": 5.0, "max_queued": 1})
+        elected = self.pool.elect()
+        assert elected is not None
+        first = self.session
+        again = Session(
+            first.policy, 2, Transport(self.clock, Side()).protocol, self.clock.seconds(), self.pool
+        )
+        again.begin()
+        first.begin()
+        self.assertEqual((first.reason, first.code), (Reason.QUEUE_FULL, "PQ"))
+        again.cut(Reason.STOPPED)
+        self.pool.release(elected)
+        self.assertEqual(self.ended, [first, again])
+        self.assertEqual((again.code, self.pool.waiting), ("KQ", 0))
+
+    def test_the_client_leaves(self) -> None:
+        self.queue()
+        self.client.resets()
+        self.pool.release(self.other)
+        self.advance(0)
+        self.assertEqual((self.pool.waiting, self.dialer.dials), (0, 0))
+        self.assert_ended(Reason.CLIENT_LEFT, "CQ")
+
+    def test_nobody_passes_those_who_wait(self) -> None:
+        self.queue()
+        self.pool.release(self.other)
+        first = self.session
+        late = Session(
+            first.policy, 2, Transport(self.clock, Side()).protocol, self.clock.seconds(), self.pool
+        )
+        late.begin()
+        self.advance(0)
+        self.assertIs(first.state, State.DIALING)
+        self.assertIs(late.state, State.QUEUED)
+        late.cut(Reason.STOPPED)
+        first.cut(Reason.STOPPED)
+        self.assertEqual(self.ended, [late, first])
+
+    def test_it_ends_when_there_is_nothing_to_wait_for_any_more(self) -> None:
+        self.queue()
+        self.advance(2)
+        change(self.pool, "h:1,max-sessions=1")
+        self.advance(0)
+        self.assertEqual(self.session.waited, 2)
+        self.assertIn("as many sessions as it may", str(self.session.error))
+        self.pool.release(self.other)
+        self.assert_ended(Reason.NO_TARGET, "SQ")
+
+    def test_who_comes_just_before_those_who_wait_are_served_is_served_after_them(self) -> None:
+        self.queue()
+        change(self.pool, "h:1,max-sessions=2")
+        late = Session(
+            self.session.policy, 2, Transport(self.clock, Side()).protocol, 0.0, self.pool
+        )
+        late.begin()
+        self.pool.release(self.other)
+        self.advance(0)
+        self.assertEqual([self.session.state, late.state], [State.DIALING] * 2)
+        for session in (self.session, late):
+            session.cut(Reason.STOPPED)
+        self.assertEqual(self.pool.sessions, 0)
+
+    def test_its_patience_is_taken_away_while_it_waits(self) -> None:
+        self.queue(5, connect=0)
+        self.advance(0)
+        self.pool.config = evolve(self.pool.config, queue=0.0)
+        self.advance(60)
+        self.assertEqual(self.ended, [])
+        self.session.cut(Reason.STOPPED)
+        self.pool.release(self.other)
+        self.assert_ended(Reason.STOPPED, "KQ")
+
+    def test_when_its_dial_failed_and_all_others_are_only_full_it_waits(self) -> None:
+        self.make({"queue": 5.0})
+        change(self.pool, "h:1,max-sessions=1", "i:1,max-sessions=1", queue=5.0)
+        (other,) = [self.pool.elect(None, [self.pool.targets[0]])]
+        assert other is not None
+        self.session.begin()
+        answer, self.dialer.answer = self.dialer.answer, Deferred()
+        answer.errback(DialFailed("refused", "so it was"))
+        self.assertIs(self.session.state, State.QUEUED)
+        self.advance(1)
+        self.assertEqual(self.dialer.dials, 1, "the one that failed has a place, and is no use")
+        self.pool.release(other)
+        self.advance(0)
+        self.assertEqual((self.dialer.dials, other.sessions), (2, 1))
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.assertEqual((self.session.target, self.session.retries), (other, 1))
+        self.session.cut(Reason.STOPPED)
+
+    def test_without_a_queue_it_does_not_wait(self) -> None:
+        self.queue(0)
+        self.pool.release(self.other)
+        self.assert_ended(Reason.NO_TARGET, "SC")
+
+
 class BeginningTests(SessionTestCase):
     def test_a_refused_client_is_reset_and_nobody_dialed(self) -> None:
         self.session.refuse(Reason.DENIED)
@@ -238,7 +384,7 @@ class BeginningTests(SessionTestCase):
             self.make()
             self.session.begin()
             self.dialer.answer.errback(DialFailed(cause, "so it was"))
-            self.assertEqual((self.session.error, self.session.retries), ("so it was", 1))
+            self.assertEqual((self.session.error, self.session.retries), ("so it was", 0))
             self.assertIs(self.session.target, self.pool.targets[0])
             self.assertEqual(self.client.told, ["abort"])
             self.assert_ended(reason, code)

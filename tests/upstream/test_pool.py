@@ -1,97 +1,452 @@
-"""`fwdrelay.upstream.pool`: who is elected."""
+"""`fwdrelay.upstream.pool`: which targets there are, who may be elected, who waits."""
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
+from unittest import mock
 
+from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from zope.interface import implementer
 
-from fwdrelay.config import PoolConfig
-from fwdrelay.config.grammar import parse_target
-from fwdrelay.config.model import Balance
-from fwdrelay.upstream import Pool, Target
+from fwdrelay.config import DiscoverConfig, HealthConfig
+from fwdrelay.interfaces import Found, IElection
+from fwdrelay.upstream import Pool, Target, make_parts
 from tests.case import SynchronousTestCase
+from tests.upstream.pools import by_host, change, elected, hosts, make_pool
 
 
-def pool(*targets: str, balance: Balance = "round-robin") -> Pool:
-    """A pool of targets `a:1`, `b:1,weight=2` and so on."""
-    return Pool(
-        PoolConfig(name="p", targets=tuple(parse_target(text) for text in targets), balance=balance)
-    )
-
-
-def elected(pool: Pool, count: int) -> str:
-    """The hosts of the next so many elected targets; each session ends before the next."""
-    hosts = []
-    for _ in range(count):
-        target = pool.elect()
-        assert target is not None
-        pool.release(target)
-        hosts.append(target.config.host)
-    return "".join(hosts)
-
-
-class RoundRobinTests(SynchronousTestCase):
-    def test_all_take_turns_in_their_order(self) -> None:
-        self.assertEqual(elected(pool("a:1", "b:1", "c:1"), 7), "abcabca")
-
-    def test_weighted_turns_are_smooth(self) -> None:
-        self.assertEqual(elected(pool("a:1,weight=5", "b:1", "c:1"), 14), "aabacaa" * 2)
+class ElectTests(SynchronousTestCase):
+    def test_the_configured_election_elects(self) -> None:
+        self.assertEqual(elected(make_pool("a:1,weight=5", "b:1", "c:1"), 7), "aabacaa")
+        self.assertEqual(elected(make_pool("a:1", "b:1", balance="first"), 3), "aaa")
 
     def test_one_alone_is_always_elected(self) -> None:
-        self.assertEqual(elected(pool("a:1,weight=7"), 3), "aaa")
+        self.assertEqual(elected(make_pool("a:1,weight=7"), 3), "aaa")
 
-    def test_a_weight_of_zero_takes_none(self) -> None:
-        self.assertEqual(elected(pool("a:1,weight=0", "b:1"), 3), "bbb")
-        self.assertIsNone(pool("a:1,weight=0").elect())
+    def test_sessions_are_counted_on_who_was_elected(self) -> None:
+        of = make_pool("a:1", "b:1")
+        for _ in range(3):
+            of.elect()
+        self.assertEqual([target.sessions for target in of.targets], [2, 1])
+        self.assertEqual(of.sessions, 3)
 
-    def test_shares_are_those_of_the_weights(self) -> None:
-        @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 3))
-        def check(weights: list[int], rounds: int) -> None:
-            hosts = "abcdef"[: len(weights)]
-            texts = [
-                f"{host}:1,weight={weight}" for host, weight in zip(hosts, weights, strict=True)
-            ]
-            counts = Counter(elected(pool(*texts), rounds * sum(weights)))
-            self.assertEqual([counts[host] for host in hosts], [rounds * w for w in weights])
-
-        check()
-
-
-class FirstTests(SynchronousTestCase):
     def test_the_first_that_may_take_one_more(self) -> None:
-        of = pool("a:1,max-sessions=1", "b:1,max-sessions=2", "c:1", balance="first")
-        targets = [of.elect() for _ in range(5)]
-        self.assertEqual("".join(t.config.host for t in targets if t), "abbcc")
+        of = make_pool("a:1,max-sessions=1", "b:1,max-sessions=2", "c:1", balance="first")
+        self.assertEqual(hosts(of.elect() for _ in range(5)), "abbcc")
         of.release(of.targets[0])
         self.assertIs(of.elect(), of.targets[0])
 
-
-class LimitTests(SynchronousTestCase):
     def test_backups_come_only_when_no_other_is_left(self) -> None:
-        of = pool("a:1,max-sessions=1", "s:1,backup", "b:1,max-sessions=1", "t:1,backup")
-        targets = [of.elect() for _ in range(4)]
-        self.assertEqual("".join(t.config.host for t in targets if t), "abst")
+        of = make_pool("a:1,max-sessions=1", "s:1,backup", "b:1,max-sessions=1", "t:1,backup")
+        self.assertEqual(hosts(of.elect() for _ in range(4)), "abst")
+
+    def test_the_lowest_priority_that_has_one_left_comes_first(self) -> None:
+        of = make_pool("a:1,max-sessions=1", "b:1,max-sessions=1", "s:1,backup")
+        first, second, backup = of.config.targets
+        targets = (evolve(first, priority=20), evolve(second, priority=10), backup)
+        change(of, targets=targets)
+        self.assertEqual(hosts(of.elect() for _ in range(3)), "bas")
 
     def test_one_that_was_tried_is_not_elected_again(self) -> None:
-        of = pool("a:1", "b:1", "s:1,backup")
+        of = make_pool("a:1", "b:1", "s:1,backup")
         tried: list[Target] = []
-        while target := of.elect(tried):
+        while target := of.elect(None, tried):
             tried.append(target)
-        self.assertEqual("".join(t.config.host for t in tried), "abs")
+        self.assertEqual(hosts(tried), "abs")
 
     def test_none_is_left_when_all_are_full(self) -> None:
-        of = pool("a:1,max-sessions=1", "b:1,max-sessions=1")
+        of = make_pool("a:1,max-sessions=1", "b:1,max-sessions=1")
         first, second = of.elect(), of.elect()
         assert first is not None
         self.assertIsNone(of.elect())
+        self.assertIn("as many sessions as it may", of.why_none())
         of.release(first)
         self.assertIs(of.elect(), first)
         self.assertIsNot(first, second)
 
-    def test_sessions_are_counted_on_who_was_elected(self) -> None:
-        of = pool("a:1", "b:1")
-        for _ in range(3):
-            of.elect()
-        self.assertEqual([target.sessions for target in of.targets], [2, 1])
+    def test_the_pool_has_a_limit_of_its_own(self) -> None:
+        of = make_pool("a:1", "b:1", max_sessions=2)
+        self.assertEqual(hosts(of.elect() for _ in range(3)), "ab-")
+        self.assertEqual(of.why_none(), "the pool has as many sessions as it may")
+        of.release(of.targets[0])
+        self.assertEqual(hosts(of.elect() for _ in range(2)), "a-")
+
+
+@implementer(IElection)
+@define
+class Elects:
+    """An election that does what it is told to; an exception is raised."""
+
+    what: Any
+    targets: list[Any] = field(factory=list)
+
+    def targets_changed(self, targets: Any) -> None:
+        self.targets.append(list(targets))
+
+    def elect(self, candidates: Any, client: str | None) -> Any:
+        if isinstance(self.what, Exception):
+            raise self.what
+        return self.what
+
+
+class OthersElectionTests(SynchronousTestCase):
+    def test_one_that_fails_costs_no_session(self) -> None:
+        for what in (
+            ZeroDivisionError("a defect"),
+            None,
+            Target(make_pool("z:1").config.targets[0]),
+        ):
+            of = make_pool("a:1", "b:1")
+            of._election = Elects(what)
+            self.assertEqual(elected(of, 3), "aaa")
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError, TypeError)), 1)
+
+    def test_one_that_fails_when_it_is_told_holds_up_no_change(self) -> None:
+        class Deaf(Elects):
+            def targets_changed(self, targets: Any) -> None:
+                raise ZeroDivisionError("a defect")
+
+        of = make_pool("a:1", "b:1")
+        gone, stays = of.targets
+        of._election = Deaf(None)
+        change(of, "b:1", "c:1")
+        self.assertEqual(hosts(of.targets), "bc")
+        self.assertIs(of.targets[0], stays)
+        self.assertTrue(gone.removed)
+        self.assertEqual(elected(of, 2), "bb")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_what_takes_an_election_long_is_done_in_turns_of_its_own(self) -> None:
+        reactor = Clock()
+        of = make_pool("a:1", "b:1", reactor=reactor, balance="source-hash")
+        change(of, "a:1", "b:1", "c:1", balance="source-hash")
+        self.assertEqual(len(reactor.getDelayedCalls()), 1)
+        while reactor.getDelayedCalls():
+            reactor.advance(0)
+        clients = [f"10.0.0.{n}" for n in range(100)]
+        self.assertEqual(set(hosts(of.elect(client) for client in clients)), set("abc"))
+
+    def test_it_hears_of_changes_and_of_nothing_else(self) -> None:
+        of = make_pool("a:1", "b:1")
+        of._election = election = Elects(None)
+        change(of, "a:1", "b:1", retries=5)
+        self.assertEqual(election.targets, [])
+        change(of, "a:1", "b:1,weight=2")
+        change(of, "c:1", "b:1,weight=2")
+        change(of, "c:1", "b:1,weight=2,backup")
+        self.assertEqual([hosts(targets) for targets in election.targets], ["ab", "cb", "cb"])
+
+
+class HealthTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Clock()
+        self.reactor.advance(1000)
+        self.lost: list[Target] = []
+
+    def make(self, *targets: str, **fields: Any) -> Pool:
+        return make_pool(*targets, reactor=self.reactor, lost=self.lost.append, **fields)
+
+    def tell(self, pool: Pool, host: str, up: bool) -> None:
+        """What the pool's health says."""
+        pool._target_changed(by_host(pool, host), up, "so it is")
+
+    def test_one_that_is_down_gets_nothing_new(self) -> None:
+        of = self.make("a:1", "b:1", "s:1,backup")
+        self.tell(of, "a", False)
+        self.assertEqual(elected(of, 2), "bb")
+        self.tell(of, "b", False)
+        self.assertEqual(elected(of, 2), "ss")
+        self.tell(of, "a", True)
+        self.assertEqual(elected(of, 2), "aa")
+
+    def test_where_all_are_down_all_are_tried(self) -> None:
+        of = self.make("a:1", "b:1", "s:1,backup")
+        for host in "abs":
+            self.tell(of, host, False)
+        self.assertEqual(elected(of, 2), "ab")
+
+    def test_where_all_are_down_nobody_is_tried_if_that_is_wanted(self) -> None:
+        of = self.make("a:1", "b:1", health=HealthConfig(when_all_down="refuse"), queue=9)
+        for host in "ab":
+            self.tell(of, host, False)
+        self.assertIsNone(of.elect())
+        self.assertFalse(of.may_wait())
+        self.assertEqual(of.why_none(), "every target is down")
+
+    def test_sessions_on_one_that_goes_down_are_kept_or_closed(self) -> None:
+        self.tell(self.make("a:1", "b:1"), "a", False)
+        self.assertEqual(self.lost, [])
+        of = self.make("a:1", "b:1", on_target_down="close")
+        self.tell(of, "a", False)
+        self.assertEqual(self.lost, [by_host(of, "a")])
+
+    def test_one_that_comes_up_starts_slowly(self) -> None:
+        of = self.make("a:1", "b:1", health=HealthConfig(slow_start=100))
+        self.tell(of, "a", False)
+        self.tell(of, "a", True)
+        self.assertEqual(elected(of, 22).count("a"), 2)
+        self.reactor.advance(50)
+        self.assertEqual(elected(of, 30).count("a"), 10)
+        self.reactor.advance(60)
+        self.assertEqual(elected(of, 30).count("a"), 15)
+        self.assertEqual(of._starting, [])
+
+    def test_one_that_is_added_starts_slowly(self) -> None:
+        of = self.make("a:1,weight=10", health=HealthConfig(slow_start=100))
+        self.assertEqual(by_host(of, "a").share, 10)
+        change(of, "a:1,weight=10", "b:1,weight=10", health=of.config.health)
+        self.assertEqual(by_host(of, "b").share, 1)
+        change(of, "a:1,weight=10", "b:1,weight=20", health=of.config.health)
+        self.assertEqual(by_host(of, "b").share, 2)
+        change(of, "a:1,weight=10", "b:1,weight=20")
+        of.elect()
+        self.assertEqual((by_host(of, "b").share, of._starting), (20, []))
+
+    def test_one_that_is_down_is_up_when_nobody_checks_it_any_more(self) -> None:
+        health = HealthConfig(passive_failures=1, interval=3600)
+        of = self.make("a:1", "b:1", health=health)
+        of.dial_failed(by_host(of, "a"), "refused", "Connection refused")
+        self.assertEqual(elected(of, 2), "bb")
+        change(of, "a:1", "b:1")
+        self.assertEqual(set(elected(of, 2)), {"a", "b"})
+        of.stop()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class ChangeTests(SynchronousTestCase):
+    def test_those_that_stay_are_the_same(self) -> None:
+        of = make_pool("a:1", "b:1", "c:1")
+        a, b, c = of.targets
+        of.elect()
+        change(of, "d:1", "c:1,weight=3", "a:1")
+        self.assertIs(of.targets[1], c)
+        self.assertIs(of.targets[2], a)
+        self.assertEqual((a.sessions, c.weight, c.share), (1, 3, 3))
+        self.assertEqual([target.removed for target in (a, b, c)], [False, True, False])
+
+    def test_one_of_another_address_is_another_even_under_the_same_name(self) -> None:
+        of = make_pool("a:1,name=x")
+        (before,) = of.targets
+        change(of, "b:1,name=x")
+        self.assertTrue(before.removed)
+        self.assertEqual(of.targets[0].config.host, "b")
+
+    def test_sessions_of_the_removed_are_kept_or_closed(self) -> None:
+        lost: list[Target] = []
+        of = make_pool("a:1", "b:1", lost=lost.append)
+        change(of, "b:1", on_target_down="close")
+        self.assertEqual(hosts(lost), "a")
+        change(of, "c:1", on_target_down="keep")
+        self.assertEqual(hosts(lost), "a")
+
+    def test_a_session_on_a_removed_target_still_counts_until_it_ends(self) -> None:
+        of = make_pool("a:1", max_sessions=1)
+        target = of.elect()
+        assert target is not None
+        change(of, "b:1", max_sessions=1)
+        self.assertIsNone(of.elect())
+        of.release(target)
+        self.assertEqual(hosts([of.elect()]), "b")
+
+    def test_what_was_discovered_stays_while_it_is_asked_anew(self) -> None:
+        reactor = Clock()
+        (target,) = make_pool("a:1").config.targets
+        asked: list[Deferred[Found]] = []
+
+        def discover() -> Deferred[Found]:
+            asked.append(Deferred())
+            return asked[-1]
+
+        def to(of: Pool, nameservers_changed: bool, max_sessions: int) -> None:
+            config = DiscoverConfig(scheme="test", argument="x", max_sessions=max_sessions)
+            of_pool = evolve(of.config, discover=(config,))
+            of.change(of_pool, make_parts(of_pool, reactor, ()), nameservers_changed)
+
+        made = mock.Mock(discover=discover)
+        lost: list[Target] = []
+        with mock.patch("fwdrelay.upstream.parts.make_discovery", lambda *args: made):
+            of = make_pool(reactor=reactor, lost=lost.append, on_target_down="close")
+            to(of, False, 0)
+            self.assertFalse(of.known)
+            asked[0].callback(Found([target], 60.0))
+            (found,) = of.targets
+            to(of, True, 0)
+            to(of, False, 7)
+            to(of, False, 7)
+        self.assertEqual(len(asked), 3)
+        self.assertEqual((of.targets, of.known, lost), ((found,), True, []))
+        asked[2].callback(Found([target], 60.0))
+        self.assertEqual((of.targets, found.config.max_sessions, lost), ((found,), 7, []))
+        of.stop()
+        self.assertEqual(reactor.getDelayedCalls(), [])
+
+    def test_a_pool_that_is_removed_has_no_targets(self) -> None:
+        lost: list[Target] = []
+        of = make_pool("a:1", "b:1", lost=lost.append, on_target_down="close")
+        of.remove()
+        self.assertEqual((of.targets, hosts(lost)), ((), "ab"))
+        self.assertIsNone(of.elect())
+        self.assertEqual(of.why_none(), "the pool has no targets")
+
+
+@define(eq=False)
+class Waiting:
+    """A session that waits."""
+
+    tried: tuple[Target, ...] = ()
+    client_host: str | None = None
+    target: Target | None = None
+    sent_away: bool = False
+
+    def place_found(self, target: Target) -> None:
+        self.target = target
+
+    def no_place(self) -> None:
+        self.sent_away = True
+
+
+class QueueTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Clock()
+
+    def make(self, *targets: str, **fields: Any) -> Pool:
+        return make_pool(*targets, reactor=self.reactor, **{"queue": 5.0, **fields})
+
+    def wait(self, pool: Pool, *tried: Target) -> Waiting:
+        waiter = Waiting(tried)
+        self.assertTrue(pool.may_wait(tried))
+        self.assertTrue(pool.wait(waiter))
+        return waiter
+
+    def test_places_go_to_those_who_wait_in_order(self) -> None:
+        of = self.make("a:1,max-sessions=1", "b:1,max-sessions=1")
+        one, other = of.elect(), of.elect()
+        assert one is not None
+        assert other is not None
+        waiters = [self.wait(of) for _ in range(3)]
+        self.reactor.advance(0)
+        self.assertEqual([waiter.target for waiter in waiters], [None] * 3)
+        of.release(other)
+        of.release(one)
+        self.reactor.advance(0)
+        self.assertEqual([waiter.target is None for waiter in waiters], [False, False, True])
+        self.assertEqual(of.waiting, 1)
+
+    def test_one_that_leaves_is_passed_over(self) -> None:
+        of = self.make("a:1", max_sessions=1)
+        target = of.elect()
+        assert target is not None
+        first, second = self.wait(of), self.wait(of)
+        of.release(target)
+        of.leave(first)
+        self.reactor.advance(0)
+        self.assertEqual(hosts([first.target, second.target]), "-a")
+
+    def test_one_that_can_do_nothing_with_a_place_does_not_hold_up_the_next(self) -> None:
+        of = self.make("a:1,max-sessions=1", "b:1,max-sessions=1")
+        a, b = of.elect(), of.elect()
+        assert a is not None
+        assert b is not None
+        first, second = self.wait(of, a), self.wait(of)
+        of.release(a)
+        self.reactor.advance(0)
+        self.assertEqual(hosts([first.target, second.target]), "-a")
+        of.release(b)
+        self.reactor.advance(0)
+        self.assertEqual(hosts([first.target]), "b")
+
+    def test_the_queue_is_bounded(self) -> None:
+        of = self.make("a:1", max_sessions=1, max_queued=2)
+        of.elect()
+        self.assertEqual([of.wait(Waiting()) for _ in range(3)], [True, True, False])
+
+    def test_more_places_by_a_reload_are_given_at_once(self) -> None:
+        of = self.make("a:1", max_sessions=1)
+        of.elect()
+        waiter = self.wait(of)
+        change(of, "a:1", max_sessions=2, queue=5.0)
+        self.reactor.advance(0)
+        self.assertEqual(hosts([waiter.target]), "a")
+
+    def test_without_a_queue_nobody_waits_any_more(self) -> None:
+        of = self.make("a:1", max_sessions=1)
+        of.elect()
+        waiters = [self.wait(of), self.wait(of)]
+        change(of, "a:1", max_sessions=2)
+        self.reactor.advance(0)
+        self.assertEqual(hosts(waiter.target for waiter in waiters), "a-")
+        self.assertEqual([waiter.sent_away for waiter in waiters], [False, True])
+        self.assertEqual(of.waiting, 0)
+
+    def test_nobody_waits_in_a_pool_that_is_removed(self) -> None:
+        of = self.make("a:1", max_sessions=1)
+        of.elect()
+        waiter = self.wait(of)
+        of.remove()
+        self.assertTrue(waiter.sent_away)
+        self.assertEqual(of.waiting, 0)
+
+    def test_until_a_discovery_has_answered_and_no_longer(self) -> None:
+        asked: Deferred[Found] = Deferred()
+        made = mock.Mock(**{"discover.return_value": asked})
+        with mock.patch("fwdrelay.upstream.parts.make_discovery", lambda *args: made):
+            discover = DiscoverConfig(scheme="test", argument="x")
+            of = self.make(discover=(discover,), queue=0.0)
+        waiters = [self.wait(of), self.wait(of)]
+        (target,) = make_pool("a:1,max-sessions=1").config.targets
+        asked.callback(Found([target], 60.0))
+        self.reactor.advance(0)
+        self.assertEqual(hosts(waiter.target for waiter in waiters), "a-")
+        self.assertEqual([waiter.sent_away for waiter in waiters], [False, True])
+        of.stop()
+
+    def test_nobody_waits_for_what_will_not_come(self) -> None:
+        of = self.make("a:1")
+        a = of.elect()
+        assert a is not None
+        self.assertFalse(of.may_wait([a]))
+        self.assertFalse(make_pool("a:1", max_sessions=1).may_wait())
+
+    def test_no_limit_is_exceeded_and_nobody_waits_beside_a_free_place(self) -> None:
+        moves = st.lists(
+            st.tuples(st.sampled_from(["come", "end", "leave", "turn"]), st.integers(0, 99)),
+            max_size=80,
+        )
+        limits = st.lists(st.integers(0, 3), min_size=1, max_size=4)
+
+        @given(limits, st.integers(0, 5), moves)
+        def check(of_targets: list[int], of_pool: int, moves: list[tuple[str, int]]) -> None:
+            self.setUp()
+            texts = [f"h{n}:1,max-sessions={limit}" for n, limit in enumerate(of_targets)]
+            pool = self.make(*texts, max_sessions=of_pool)
+            open_: list[Target] = []
+            waiting: list[Waiting] = []
+            for move, number in moves:
+                if move == "come":
+                    target = None if pool.waiting else pool.elect()
+                    if target is not None:
+                        open_.append(target)
+                    else:
+                        waiting.append(self.wait(pool))
+                elif move == "end" and open_:
+                    pool.release(open_.pop(number % len(open_)))
+                elif move == "leave" and waiting:
+                    pool.leave(waiting.pop(number % len(waiting)))
+                elif move == "turn":
+                    self.reactor.advance(0)
+                open_ += [waiter.target for waiter in waiting if waiter.target is not None]
+                waiting = [waiter for waiter in waiting if waiter.target is None]
+                self.assertEqual(pool.sessions, len(open_))
+                self.assertTrue(not of_pool or len(open_) <= of_pool)
+                for target, limit in zip(pool.targets, of_targets, strict=True):
+                    self.assertEqual(target.sessions, open_.count(target))
+                    self.assertTrue(not limit or target.sessions <= limit)
+            self.reactor.advance(0)
+            if pool.waiting:
+                self.assertIsNone(pool.elect())
+
+        check()

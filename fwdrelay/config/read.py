@@ -1,0 +1,522 @@
+"""
+The configuration file: TOML, read into the frozen classes of `fwdrelay.config.model`, with all that is
+wrong in it told at once.
+
+tomllib makes tables of the text, cattrs makes values of the tables, by the types that the classes
+state; where a type says too little, `HOOKS` says the rest. What cattrs finds wrong comes with the way
+to it, which becomes a path as an operator would write it. What was found wrong is then left out, and
+what is left is looked at as a whole (`fwdrelay.config.check`), so that a typing error does not hide that
+a pool's name is wrong further down.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from operator import eq
+from typing import Any, Literal, cast, get_args, get_origin
+
+import attrs
+from cattrs import (
+    AttributeValidationNote,
+    BaseValidationError,
+    ClassValidationError,
+    Converter,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+    IterableValidationNote,
+)
+from cattrs.gen import make_dict_structure_fn, override
+
+from ..errors import ConfigError, ConfigErrors
+from .check import Finding, Place, did_you_mean, findings, place_text, printable
+from .grammar import (
+    LONGEST_KEEPALIVE,
+    LONGEST_USER_TIMEOUT,
+    parse_address,
+    parse_balance,
+    parse_discover,
+    parse_duration,
+    parse_endpoint,
+    parse_escapes,
+    parse_log,
+    parse_name,
+    parse_nameserver,
+    parse_network,
+    parse_plugin,
+    parse_regex,
+    parse_request_path,
+    parse_target_or_srv,
+)
+from .model import (
+    Admit,
+    Config,
+    Count,
+    DiscoverConfig,
+    HealthConfig,
+    ListenerConfig,
+    Network,
+    PoolConfig,
+    RelayConfig,
+    RouteConfig,
+    Seconds,
+    TargetConfig,
+    Timeouts,
+)
+
+Hook = Callable[[Any, Any], Any]
+Check = Callable[[Config], Iterable[ConfigError]]
+
+KEYS: Mapping[str, str] = {"listeners": "listener", "pools": "pool", "routes": "route"}
+"""What the file calls attributes that have another name there."""
+_NO_KEYS = ((Config, "demo"), (PoolConfig, "name"))
+"""Attributes that come from elsewhere: the command line, the head of a table."""
+_TABLES = (
+    Config,
+    RelayConfig,
+    ListenerConfig,
+    Timeouts,
+    Admit,
+    RouteConfig,
+    PoolConfig,
+    HealthConfig,
+)
+
+
+def read_config(
+    path: str,
+    overrides: Mapping[str, object] | None = None,
+    called: str | None = None,
+    more: Check | None = None,
+) -> Config:
+    """
+    @param path: of the file.
+    @param overrides: attributes of `RelayConfig`, which win over what the file says.
+    @param called: what errors call the file; its path, unless given.
+    @param more: what else may be wrong, as far as the configuration could be read.
+    @return: what the file asks for. Relative paths in it are relative to its folder.
+    @raise ConfigErrors: with all that is wrong.
+    """
+    called = path if called is None else called
+    folder = os.path.dirname(os.path.abspath(path))
+    return make_config(_tables(path, called), called, folder, overrides, more)
+
+
+def make_config(
+    tables: Mapping[str, Any],
+    called: str,
+    folder: str,
+    overrides: Mapping[str, object] | None = None,
+    more: Check | None = None,
+) -> Config:
+    """
+    As `read_config`, from what TOML says.
+
+    @param folder: what relative paths are relative to.
+    @raise ConfigErrors: with all that is wrong, in the order in which it stands there.
+    """
+    whole = {"listener": [], "pool": {}, **tables}
+    wrong: list[Finding] = []
+    try:
+        config = _converter.structure(whole, Config)
+    except BaseValidationError as group:
+        wrong.extend(_told(group, ()))
+        config = _converter.structure(_without(whole, [each.place for each in wrong]), Config)
+    unread = [place for each in wrong for place in each.because]
+    wrong.extend(found for found in findings(config) if found.holds_without(unread))
+    wrong.sort(key=lambda found: _position(tables, found.place))
+    errors = [ConfigError(place_text(found.place), found.problem) for found in wrong]
+    config = _placed(config, folder, overrides or {})
+    if more is not None:
+        errors.extend(more(config))
+    if errors:
+        raise ConfigErrors([ConfigError(f"{called}: {e.where}", e.problem) for e in errors])
+    return config
+
+
+def table_keys(table: type) -> dict[str, attrs.Attribute[Any]]:
+    """@return: the keys that a table of the file may have, with the attribute that each becomes."""
+    return {
+        KEYS.get(each.name, each.name): each
+        for each in attrs.fields(table)
+        if (table, each.name) not in _NO_KEYS
+    }
+
+
+# ---------------------------------------------------------------------------------- the file
+
+
+def _tables(path: str, called: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as failed:
+        why = failed.strerror or str(failed)
+        raise ConfigErrors([ConfigError(called, f"it cannot be read: {why}")]) from None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as failed:
+        line, column = _line_and_column(content[: failed.start].decode(), failed.start)
+        why = f"it is not UTF-8: byte 0x{content[failed.start]:02x} at line {line}, column {column}"
+        raise ConfigErrors([ConfigError(called, why)]) from None
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        why = "brackets in brackets, too deep"
+    except ValueError as failed:  # a TOMLDecodeError; or a number with thousands of digits
+        line, column = _line_and_column(text, len(text))
+        why = str(failed).replace("at end of document", f"at line {line}, column {column}")
+    raise ConfigErrors([ConfigError(called, f"it is not TOML: {why}")])
+
+
+def _line_and_column(text: str, end: int) -> tuple[int, int]:
+    before = text[:end]
+    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+def _placed(config: Config, folder: str, overrides: Mapping[str, object]) -> Config:
+    """A configuration without relative paths."""
+    log = config.relay.access_log
+    if log not in ("off", "stdout"):
+        log = os.path.join(folder, log)
+    relay: dict[str, Any] = {"access_log": log, **overrides}
+    pools = (
+        attrs.evolve(pool, discover=tuple(_discover_placed(each, folder) for each in pool.discover))
+        for pool in config.pools
+    )
+    return attrs.evolve(config, relay=attrs.evolve(config.relay, **relay), pools=tuple(pools))
+
+
+def _discover_placed(discover: DiscoverConfig, folder: str) -> DiscoverConfig:
+    if discover.scheme != "file":
+        return discover
+    return attrs.evolve(discover, argument=os.path.join(folder, discover.argument))
+
+
+# ------------------------------------------------------------------------- what was found wrong
+
+
+def _told(wrong: BaseException, place: Place) -> Iterator[Finding]:
+    """The leaves of what cattrs raised. What is not an operator's mistake is raised again."""
+    if isinstance(wrong, BaseValidationError):
+        for each in wrong.exceptions:
+            yield from _told(each, (*place, *_steps(each)))
+    elif isinstance(wrong, ForbiddenExtraKeysError):
+        known = table_keys(wrong.cl)
+        for key in wrong.extra_fields:
+            hint = did_you_mean(key, known) or "."
+            problem = f"there is no such key{hint} Known here: {', '.join(known)}"
+            # Where it was meant for a key that is known, that one was not read either.
+            meant = [known_key for known_key in known if f" {known_key}?" in hint]
+            yield Finding(
+                (*place, key), problem, ((*place, key), *((*place, each) for each in meant))
+            )
+    elif isinstance(wrong, KeyError):
+        yield Finding(place, f"it is missing; write {_EXAMPLES.get(place[-1], 'one')}")
+    elif isinstance(wrong, ValueError):
+        yield Finding(place, printable(str(wrong)))
+    else:
+        raise wrong
+
+
+_EXAMPLES: Mapping[str | int, str] = {
+    "name": 'name = "web", for example',
+    "listen": 'listen = ["tcp:5678"], for example',
+    "pool": 'pool = "web", for example',
+}
+
+
+def _steps(wrong: BaseException) -> Place:
+    for note in getattr(wrong, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote):
+            return (KEYS.get(note.name, note.name),)
+        if isinstance(note, IterableValidationNote):
+            return (note.index,)
+    return ()
+
+
+def _without(tables: Mapping[str, Any], places: list[Place]) -> dict[str, Any]:
+    """
+    A copy of the tables in which nothing at these places is wrong any more: it is left out, and what
+    must be there has a stand-in. What stands behind keeps its index, if it is a table.
+    """
+    left = copy.deepcopy(dict(tables))
+    for place in sorted(places, reverse=True):  # lists from their ends
+        around: Any = left
+        for step in place[:-1]:
+            around = around[step]
+        last = place[-1]
+        if isinstance(last, str):
+            around.pop(last, None)
+        elif place[-2] in ("listener", "route"):
+            around[last] = {}
+        else:
+            del around[last]
+    left.setdefault("pool", {})
+    for index, listener in enumerate(left.setdefault("listener", [])):
+        listener.setdefault("name", f"unread-{index}")
+        listener.setdefault("listen", [])
+        for route in listener.get("route", ()):
+            route.setdefault("pool", "unread")
+    return left
+
+
+def _position(tables: Any, place: Place) -> tuple[int, ...]:
+    """Where a place is in the file, for sorting; what is not there is at the end of what is around it."""
+    position: list[int] = []
+    for step in place:
+        if isinstance(step, int):
+            position.append(step)
+            tables = tables[step]
+        else:
+            keys = list(tables)
+            position.append(keys.index(step) if step in tables else len(keys))
+            tables = tables.get(step)
+    return tuple(position)
+
+
+# ----------------------------------------------------------------------- from tables to values
+
+
+def shown(value: object) -> str:
+    """@return: a value as an error shows it, as it may stand in a file."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, int) and abs(value) > 10**100:  # Python may refuse to write it
+        return "a huge number"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _text(
+    parse: Callable[[str], object] = str, what: str = "a string", *, or_empty: bool = False
+) -> Hook:
+    """
+    A string, and what it is parsed to.
+
+    @param what: is told to who has written something else than a string.
+    @param or_empty: an empty one is as good as none, and not parsed.
+    """
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"{shown(value)} is not {what}")
+        return value if or_empty and not value else parse(value)
+
+    return structure
+
+
+def _duration(longest: float | None = None, *, or_off: bool = True) -> Hook:
+    """
+    @param longest: seconds.
+    @param or_off: it may be 0.
+    """
+
+    def parse(text: str) -> float:
+        seconds = parse_duration(text) if longest is None else parse_duration(text, longest)
+        if not seconds and not or_off:
+            raise ValueError(f"{text!r} is too short: write 500ms, 30s, 5m, 1h")
+        return seconds
+
+    return _text(parse, 'a duration: write a string such as "500ms", "30s", "5m", "1h" or "0"')
+
+
+def _whole(lowest: int, highest: int = 10**12 - 1) -> Hook:
+    """A whole number within bounds."""
+    bounds = f"from {lowest} up" if highest == 10**12 - 1 else f"from {lowest} to {highest}"
+
+    def structure(value: Any, _: Any) -> int:
+        # To Python, a boolean is a number, too.
+        if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+            raise ValueError(f"{shown(value)} is not a whole number {bounds}")
+        return value
+
+    return structure
+
+
+def _list(element: Hook, element_type: Any = None) -> Hook:
+    """A list, each element of which is read by `element`."""
+
+    def structure(value: Any, _: Any) -> tuple[Any, ...]:
+        if isinstance(value, dict):
+            raise ValueError("a table is not a list: write its head in double brackets, [[...]]")
+        if isinstance(value, str):
+            quoted = json.dumps(value, ensure_ascii=False)
+            raise ValueError(f"{shown(value)} is not a list: write [{quoted}]")
+        if not isinstance(value, list):
+            raise ValueError(f"{shown(value)} is not a list")
+        return _each(enumerate(value), lambda _, each: element(each, element_type))
+
+    return structure
+
+
+def _each(
+    items: Iterable[tuple[int | str, Any]], read: Callable[[Any, Any], Any]
+) -> tuple[Any, ...]:
+    """Read each item with its index or key; what is wrong with any of them is raised together."""
+    values: list[Any] = []
+    wrong: list[Exception] = []
+    for index, item in items:
+        try:
+            values.append(read(index, item))
+        except Exception as error:
+            error.add_note(cast(str, IterableValidationNote(f"at {index}", index, None)))
+            wrong.append(error)
+    if wrong:
+        raise IterableValidationError("in a list", wrong, tuple)
+    return tuple(values)
+
+
+def _choice(type_: Any) -> Hook:
+    """One of a `Literal`'s strings."""
+    choices = get_args(type_)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{shown(value)} is not one of {', '.join(choices)}")
+        return value
+
+    return structure
+
+
+def _discover(value: Any, type_: Any) -> Any:
+    """A string, which may be empty, or a list of them."""
+    if isinstance(value, str):
+        return (parse_discover(value),) if value else ()
+    return _list(_text(parse_discover))(value, type_)
+
+
+def _escaped(text: str) -> str:
+    parse_escapes(text)
+    return text
+
+
+HOOKS: Mapping[type, Mapping[str, Hook]] = {
+    RelayConfig: {
+        "access_log": _text(parse_log),
+        "keepalive": _duration(LONGEST_KEEPALIVE),
+        "user_timeout": _duration(LONGEST_USER_TIMEOUT),
+        "nameservers": _list(_text(parse_nameserver)),
+    },
+    ListenerConfig: {
+        "name": _text(parse_name),
+        "listen": _list(_text(parse_endpoint)),
+        "pool": _text(parse_name, or_empty=True),
+        "backlog": _whole(1, 2**31 - 1),
+    },
+    Admit: {"plugins": _list(_text(parse_plugin))},
+    RouteConfig: {"pool": _text(parse_name)},
+    PoolConfig: {
+        "discover": _discover,
+        "balance": _text(parse_balance),
+        "max_queued": _whole(1),
+        "bind": _text(parse_address, or_empty=True),
+    },
+    HealthConfig: {
+        "interval": _duration(or_off=False),
+        "timeout": _duration(or_off=False),
+        "rise": _whole(1),
+        "fall": _whole(1),
+        "path": _text(parse_request_path),
+        "send": _text(_escaped),
+        "expect": _text(parse_regex),
+    },
+}
+"""How attributes are read of which the type does not say enough."""
+
+
+def _table(table: type, converter: Converter) -> Hook:
+    """A table of the file."""
+    hooks = HOOKS.get(table, {})
+    overrides: dict[str, Any] = {
+        each.name: override(
+            rename=KEYS.get(each.name),
+            struct_hook=hooks.get(each.name),
+            omit=(table, each.name) == (Config, "demo"),
+        )
+        for each in attrs.fields(table)
+    }
+    read: Hook = make_dict_structure_fn(table, converter, **overrides)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{shown(value)} is not a table")
+        return read(value, table)
+
+    return structure
+
+
+def _pools(value: Any, _: Any) -> tuple[PoolConfig, ...]:
+    """The tables by their names."""
+    if not isinstance(value, dict):
+        raise ValueError("it is not a table of pools: write the head of each as [pool.NAME]")
+    return _each(value.items(), _pool)
+
+
+def _pool(name: str, table: Any) -> PoolConfig:
+    wrong: list[Exception] = []
+    try:
+        parse_name(name)
+    except ValueError as error:
+        wrong.append(error)
+    if isinstance(table, dict):
+        if "name" in table:  # which is the table's head
+            wrong.append(ForbiddenExtraKeysError(None, PoolConfig, {"name"}))
+        table = {**table, "name": name}
+    try:
+        pool: PoolConfig = _converter.structure(table, PoolConfig)
+    except ClassValidationError as group:
+        raise ClassValidationError(group.message, [*wrong, *group.exceptions], PoolConfig) from None
+    except ValueError as error:
+        raise ClassValidationError("no pool", [*wrong, error], PoolConfig) from None
+    if wrong:
+        raise ClassValidationError("no pool", wrong, PoolConfig)
+    # `srv:` may be written where targets are.
+    mixed: tuple[TargetConfig | DiscoverConfig, ...] = pool.targets
+    return attrs.evolve(
+        pool,
+        targets=tuple(each for each in mixed if isinstance(each, TargetConfig)),
+        discover=(
+            *(each for each in mixed if isinstance(each, DiscoverConfig)),
+            *pool.discover,
+        ),
+    )
+
+
+def _is_tuple(type_: Any) -> bool:
+    return get_origin(type_) is tuple
+
+
+def _tuple(type_: Any, converter: Converter) -> Hook:
+    return _list(converter.structure, get_args(type_)[0])
+
+
+def _is_choice(type_: Any) -> bool:
+    return get_origin(type_) is Literal
+
+
+def _make_converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    converter.register_structure_hook_factory(lambda type_: type_ in _TABLES, _table)
+    converter.register_structure_hook_factory(_is_tuple, _tuple)
+    converter.register_structure_hook_factory(_is_choice, _choice)
+    for type_, hook in (
+        (tuple[PoolConfig, ...], _pools),
+        (TargetConfig, _text(parse_target_or_srv)),
+        (Network, _text(parse_network)),
+        (Seconds, _duration()),
+        (Count, _whole(0)),
+        (str, _text()),
+    ):
+        converter.register_structure_hook_func(partial(eq, type_), hook)
+    return converter
+
+
+_converter = _make_converter()

@@ -1,0 +1,275 @@
+"""
+What is said in a check, and what is made of the answer: bytes in, bytes out, no I/O.
+
+Each kind of check is a `Probe`, one object for each connection. Who opens and ends the connection
+is `fwdrelay.upstream.health.check`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+from urllib.parse import quote
+
+from OpenSSL import SSL
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+
+from ... import __version__
+from ...config import TargetConfig
+from ...errors import FwdrelayError
+
+LONGEST_ANSWER = 64 << 10
+"""Bytes in which `expect` is searched for."""
+LONGEST_HEADER = 64 << 10
+"""Bytes of what comes before an HTTP status that counts: interim answers, and the start of its line."""
+LONGEST_HANDSHAKE = 256 << 10
+"""Bytes of a TLS handshake. OpenSSL takes up to 100 KiB of certificates."""
+
+_BIO_READ = 1 << 16
+_QUOTED = 40
+_STATUS = re.compile(rb"HTTP/\d{1,3}(?:\.\d{1,3})? ([1-9]\d\d)[ \r\n]")
+# What may become a status line, as far as it has come.
+_STATUS_SO_FAR = re.compile(
+    rb"(?:H|HT|HTT|HTTP|HTTP/\d{0,3}|HTTP/\d{1,3}\.\d{0,3}|HTTP/\d{1,3}(?:\.\d{1,3})? (?:[1-9]\d{0,2})?)?"
+)
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+# Of a path; all else is written %HH, so what is asked for can't become more than one line.
+_PATH_SAFE = "/?[]@!$&'()*+,;=:%~"
+
+
+class CheckFailed(FwdrelayError):
+    """A target was checked and is not healthy. The text is a clause for the log."""
+
+
+class Probe:
+    """
+    One connection's talk. This one says nothing: to be connected to is enough.
+
+    @ivar passed: the target is healthy; nothing more needs to be heard.
+    @ivar peer_ends: the peer was asked to end the connection after what it sends, so it goes first.
+    @ivar awaited: what is missing while `passed` is false, for the log.
+    """
+
+    passed: bool = True
+    peer_ends: bool = False
+    awaited: ClassVar[str] = "answer"
+
+    def begin(self) -> bytes:
+        """
+        The connection is open.
+
+        @return: what to send.
+        """
+        return b""
+
+    def received(self, data: bytes) -> bytes:
+        """
+        The peer sent something; not asked any more once the check was passed or failed.
+
+        @return: what to send.
+        @raise CheckFailed: that was not what a healthy target sends.
+        """
+        return b""
+
+    def ended(self) -> None:
+        """
+        The peer has ended, and the check is not passed yet.
+
+        @raise CheckFailed: always.
+        """
+        raise CheckFailed("ended the connection without an answer")
+
+    def end(self) -> bytes:
+        """
+        @return: what to send last.
+        """
+        return b""
+
+
+class Expecting(Probe):
+    """
+    Sends something, if there is something to send, and wants to hear something, if there is something
+    to be heard.
+    """
+
+    awaited = "matching answer"
+
+    def __init__(self, send: bytes, expect: re.Pattern[bytes] | None) -> None:
+        self.passed = expect is None
+        self._send = send
+        self._expect = expect
+        self._heard = bytearray()
+
+    def begin(self) -> bytes:
+        return self._send
+
+    def received(self, data: bytes) -> bytes:
+        assert self._expect is not None
+        self._heard += data[: LONGEST_ANSWER - len(self._heard)]
+        if self._expect.search(self._heard):
+            self.passed = True
+        elif len(self._heard) >= LONGEST_ANSWER:
+            raise CheckFailed(
+                f"nothing in the first {LONGEST_ANSWER >> 10} KiB of the answer matches"
+            )
+        return b""
+
+    def ended(self) -> None:
+        if not self._heard:
+            super().ended()
+        raise CheckFailed(f"the answer {_quoted(self._heard)} does not match")
+
+
+def tls_context() -> SSL.Context:
+    """
+    @return: for `Handshake`. Certificates are not verified: the question is whether TLS is spoken there.
+    """
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_verify(SSL.VERIFY_NONE)
+    return context
+
+
+class Handshake(Probe):
+    """Wants a TLS handshake to complete, and ends it by close_notify."""
+
+    awaited = "complete TLS handshake"
+
+    def __init__(self, context: SSL.Context, host: str) -> None:
+        """
+        @param host: the target's; it is sent as the server's name (SNI) if it is one.
+        """
+        self.passed = False
+        self._heard = 0
+        self._tls = SSL.Connection(context, None)
+        self._tls.set_connect_state()
+        name = _server_name(host)
+        if name:
+            self._tls.set_tlsext_host_name(name)
+
+    def begin(self) -> bytes:
+        return self._go_on()
+
+    def received(self, data: bytes) -> bytes:
+        self._heard += len(data)
+        if self._heard > LONGEST_HANDSHAKE:
+            raise CheckFailed(f"the TLS handshake is longer than {LONGEST_HANDSHAKE >> 10} KiB")
+        self._tls.bio_write(data)
+        return self._go_on()
+
+    def ended(self) -> None:
+        raise CheckFailed("ended the connection during the TLS handshake")
+
+    def end(self) -> bytes:
+        # What is left to send: the last of the handshake, and either close_notify or the alert that
+        # tells what OpenSSL did not like.
+        if self.passed:
+            self._tls.shutdown()
+        return self._pending()
+
+    def _go_on(self) -> bytes:
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            return self._pending()
+        except SSL.Error as error:
+            raise CheckFailed(f"the TLS handshake failed: {_reason(error)}") from None
+        self.passed = True
+        return b""
+
+    def _pending(self) -> bytes:
+        chunks = []
+        while True:
+            try:
+                chunks.append(self._tls.bio_read(_BIO_READ))
+            except SSL.WantReadError:
+                return b"".join(chunks)
+
+
+class HttpRequest(Probe):
+    """Asks for a page, and wants a status of 2xx or 3xx."""
+
+    awaited = "HTTP status"
+
+    def __init__(self, target: TargetConfig, path: str) -> None:
+        self.passed = False
+        self._request = (
+            f"GET {quote(path, safe=_PATH_SAFE)} HTTP/1.1\r\n"
+            f"Host: {_authority(target)}\r\n"
+            f"User-Agent: fwdrelay/{__version__}\r\n"
+            "Accept: */*\r\n"
+            "Connection: close\r\n\r\n"
+        ).encode("ascii")
+        self._heard = 0
+        self._buffer = bytearray()
+
+    def begin(self) -> bytes:
+        return self._request
+
+    def received(self, data: bytes) -> bytes:
+        self._heard += len(data)
+        self._buffer += data
+        while (found := _STATUS.match(self._buffer)) is not None and found[1].startswith(b"1"):
+            # An interim answer (RFC 9110, section 15.2); the one that counts is still to come.
+            end = _HEADER_END.search(self._buffer)
+            if end is None:
+                break
+            del self._buffer[: end.end()]
+        if found is None:
+            if not _STATUS_SO_FAR.fullmatch(self._buffer):
+                raise CheckFailed(f"answered {_quoted(self._buffer)}, which is not HTTP")
+        elif found[1][:1] in b"23":
+            self.passed = self.peer_ends = True
+        elif not found[1].startswith(b"1"):
+            self.peer_ends = True
+            raise CheckFailed(f"HTTP status {found[1].decode('ascii')}")
+        if not self.passed and self._heard > LONGEST_HEADER:
+            raise CheckFailed(f"no HTTP status in the first {LONGEST_HEADER >> 10} KiB")
+        return b""
+
+    def ended(self) -> None:
+        raise CheckFailed("ended the connection without an HTTP status")
+
+
+def _authority(target: TargetConfig) -> str:
+    """
+    @return: what stands in `Host:`; RFC 9112, section 3.2. A Unix socket has no name there.
+    """
+    if target.path:
+        return "localhost"
+    host = f"[{target.host}]" if ":" in target.host else _ascii_name(target.host)
+    return host if target.port == 80 else f"{host}:{target.port}"
+
+
+def _ascii_name(host: str) -> str:
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        # Such a name does not resolve either; discovery may have found its addresses all the same.
+        return quote(host, safe="")
+
+
+def _server_name(host: str) -> bytes:
+    """
+    @return: as RFC 6066, section 3 wants it: no address, no dot at the end; empty: none.
+    """
+    if not host or isIPAddress(host) or isIPv6Address(host):
+        return b""
+    return _ascii_name(host).rstrip(".").encode("ascii")
+
+
+def _reason(error: SSL.Error) -> str:
+    """
+    @return: what OpenSSL says first, in its words.
+    """
+    queue = error.args[0] if error.args else ()
+    if queue and isinstance(queue, list):
+        return str(queue[0][-1])
+    return "the connection ended"
+
+
+def _quoted(data: bytes | bytearray) -> str:
+    """
+    @return: the beginning of what a peer said, safe to be logged.
+    """
+    more = "…" if len(data) > _QUOTED else ""
+    return f"'{repr(bytes(data[:_QUOTED]))[2:-1]}{more}'"
