@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
@@ -80,7 +80,6 @@ class Relay(Service):
         self._watchdog = LoopingCall(notifier.watchdog)
         self._status.clock = self._watchdog.clock = reactor
         self._told = ""
-        self._closing = DeferredLock()
         self._leaving: dict[Listener, Any] = {}
         self.listeners: dict[str, Listener] = {}
         self.pools: dict[str, Pool] = {}
@@ -140,23 +139,29 @@ class Relay(Service):
         if self._access_log is not None:
             self._access_log.reopen()
 
-    def reload(self) -> bool:
+    def reload(self) -> Deferred[bool]:
         """
         Read the configuration anew, and be as it says from now on. Where anything is wrong with it, nothing
         changes, and the log says what is wrong.
 
-        @return: whether the relay is as the configuration says.
+        @return: fires, as soon as what an earlier one has closed is closed, with whether the relay is as the
+            configuration says.
         """
         self.reopen_logs()
         if self._read is None:
             self.log.info("There is no configuration file to read again.")
-            return True
+            return succeed(True)
+        return Deferred.fromCoroutine(self._reload(self._read))
+
+    async def _reload(self, read: Callable[[], Config]) -> bool:
+        # An address that was removed a moment ago may be wanted again.
+        await self._addresses.closed()
         if self.draining:
             self.log.warn("The configuration is not read again: the relay is stopping.")
             return False
         self._notifier.reloading()
         try:
-            self.change(self._read())
+            self.change(read())
         except ConfigErrors as wrong:
             for error in wrong.errors:
                 self.log.error("{error}", error=error)
@@ -167,6 +172,9 @@ class Relay(Service):
             return False
         except FwdrelayError as failed:
             self.log.error("Nothing was changed: {failed}.", failed=failed)
+            return False
+        except Exception:
+            self.log.failure("A reload went wrong in a way it never should")
             return False
         finally:
             self._told = self._status_text()
@@ -201,7 +209,7 @@ class Relay(Service):
             new_addresses = self._bind_new(config, new_listeners)
         except FwdrelayError:
             if log_changes and access_log is not None:
-                access_log.close()
+                access_log.close(patience=0.0)
             raise
         # From here on nothing can go wrong, and nobody is accepted before all of it is done.
         if log_changes:
@@ -209,7 +217,7 @@ class Relay(Service):
             for listener in (*self._all_listeners(), *new_listeners.values()):
                 listener.tell = self._tell
             if old_log is not None:
-                old_log.close()
+                old_log.close(patience=0.0)
         self.config = config
         self._close_unused()  # first: who was promised a connection there gets it in the old world
         self._change_pools(before, config, parts, new_pools)
@@ -234,7 +242,7 @@ class Relay(Service):
                 listener = new.get(each.name) or self.listeners[each.name]
                 bound += self._addresses.bind(listener, each)
         except FwdrelayError:
-            self._addresses.unbind(bound)
+            self._addresses.close(bound)
             for listener in new.values():
                 self._let_leave(listener)  # somebody may have been quicker than we
             raise
@@ -251,7 +259,8 @@ class Relay(Service):
             pool.change(self._with_demo(wanted[name]), parts.pools[name], anew)
         for name, pool in new.items():
             self.pools[name] = pool
-            pool.start()
+            if self.running:
+                pool.start()
 
     def _change_listeners(self, config: Config, parts: Parts, new: Mapping[str, Listener]) -> None:
         wanted = {each.name: each for each in config.listeners}
@@ -285,9 +294,7 @@ class Relay(Service):
     def _close_unused(self) -> None:
         wanted = {key for listener in self.config.listeners for key in keys(listener)}
         unused = [key for key in self._addresses.bound if key not in wanted]
-        if unused:
-            closing = Deferred.fromCoroutine(self._addresses.close(unused))
-            self._closing.run(lambda: closing)
+        self._addresses.close(unused)
 
     def _open_access_log(self, config: RelayConfig) -> AccessLog | None:
         where = config.access_log
@@ -396,8 +403,8 @@ class Relay(Service):
     async def _stop(self) -> None:
         self._notifier.stopping(self._status_text())
         if self._pump is not None:
-            await self._addresses.close(list(self._addresses.bound))
-            await self._closing.run(lambda: None)
+            self._addresses.close(list(self._addresses.bound))
+            await self._addresses.closed()
         await self._drain()
         # Cut connections are closed in the reactor's next turn.
         await deferLater(self._reactor, 0)

@@ -158,7 +158,7 @@ def _listener(place: Place, listener: ListenerConfig, pools: Sequence[str]) -> I
 
 def _pool_named(place: Place, name: str, pools: Sequence[str]) -> Iterator[Finding]:
     if name not in pools:
-        known = f"; there is {', '.join(pools)}" if pools else "; there is none"
+        known = f"; there is {', '.join(pools)}" if pools else ", nor any other"
         problem = f"there is no pool {name!r}{did_you_mean(name, pools) or known}"
         yield Finding(place, problem, (place, ("pool", name)))
 

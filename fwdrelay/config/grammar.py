@@ -13,6 +13,7 @@ import re
 import warnings
 
 from attrs import frozen
+from twisted.internet.abstract import isIPv6Address
 from twisted.internet.endpoints import serverFromString
 
 from .model import BALANCES, DiscoverConfig, Network, TargetConfig
@@ -29,6 +30,11 @@ TARGET_GRAMMAR = "HOST:PORT, [IPV6]:PORT or unix:PATH, then optional ,key=value 
 _TARGET_KEYS = "weight=N, max-sessions=N, name=LABEL and the flag backup"
 _DISCOVER_KEYS = "max-sessions=N and the flag backup"
 _ENDPOINTS = ("tcp", "tcp6", "unix", "systemd")
+_ENDPOINT_GRAMMAR = {
+    "tcp": "PORT, then optional :interface=ADDRESS (with \\: for each colon in it) and :backlog=N",
+    "unix": "PATH, then optional :mode=660 and :backlog=N",
+}
+_ENDPOINT_GRAMMAR["tcp6"] = _ENDPOINT_GRAMMAR["tcp"]
 OWN_DISCOVERIES = ("dns", "srv", "file")
 """The schemes of `discover` that need no plugin."""
 LONGEST_KEEPALIVE = 32767.0
@@ -116,7 +122,10 @@ def parse_target(text: str) -> TargetConfig:
 
 
 def _parse_weight(text: str) -> int:
-    weight = parse_count(text)
+    try:
+        weight = parse_count(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number from 1 up") from None
     if not weight:
         raise ValueError("weight=0 would give it no session: leave the target out")
     return weight
@@ -141,7 +150,7 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
     if address.startswith("srv:"):
         raise ValueError(f"{text!r} is no single target: SRV records are for a pool to discover")
     host, colon, port_text = address.rpartition(":")
-    if not colon or not host:
+    if not colon or not host or address.endswith("]") or "/" in address:
         raise ValueError(f"{text!r} is not a target: write {TARGET_GRAMMAR}")
     try:
         port = parse_port(port_text)
@@ -153,8 +162,10 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
         except ValueError:
             raise ValueError(f"{text!r}: {host} is not an IPv6 address") from None
         return host[1:-1], port, ""
-    if ":" in host:
+    if isIPv6Address(host):
         raise ValueError(f"{text!r} is ambiguous: write an IPv6 address as [{host}]:{port_text}")
+    if ":" in host:
+        raise ValueError(f"{text!r} is not a target: write {TARGET_GRAMMAR}")
     _check_host(host, text)
     return host, port, ""
 
@@ -369,8 +380,10 @@ def parse_endpoint(text: str) -> str:
         return text
     try:
         serverFromString(None, text)
-    except (TypeError, ValueError, RuntimeError) as wrong:  # the last for a backslash at the end
-        raise ValueError(f"{text!r} is not a {kind}: endpoint ({wrong})") from None
+    except (TypeError, ValueError, RuntimeError):  # the last for a backslash at the end
+        raise ValueError(
+            f"{text!r} is not a {kind}: endpoint: write {kind}:{_ENDPOINT_GRAMMAR[kind]}"
+        ) from None
     endpoint = Endpoint.of(text)
     if kind == "unix" and not endpoint.name:
         raise ValueError(f"{text!r} names no path")

@@ -8,10 +8,11 @@ closed for that. Descriptions are those of Twisted's server endpoints.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from twisted.internet import error
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -53,6 +54,8 @@ class Addresses:
     def __init__(self, pump: IPump) -> None:
         self._pump = pump
         self.bound: dict[Key, IListeningPort] = {}
+        self._closing = 0
+        self._waiting: list[Deferred[None]] = []
 
     def bind(self, listener: Listener, config: ListenerConfig) -> list[Key]:
         """
@@ -69,14 +72,9 @@ class Addresses:
                     self.bound[key] = self._bind(key[1], config.backlog, listener)
                     new.append(key)
         except CannotListen:
-            self.unbind(new)
+            self.close(new)
             raise
         return new
-
-    def unbind(self, bound: list[Key]) -> None:
-        """Take a `bind` back in the turn in which it was made, when hardly anybody has connected."""
-        for key in bound:
-            maybeDeferred(self.bound.pop(key).stopListening)
 
     def serve(self, listener: Listener) -> None:
         """Who connects to the listener's addresses is its client from now on."""
@@ -99,18 +97,34 @@ class Addresses:
                 where_to=listener.where_to,
             )
 
-    async def close(self, which: list[Key]) -> None:
+    def close(self, which: Iterable[Key]) -> None:
         """
-        Accept who was promised a connection there, then nobody any more: that much is done at once. Then
-        wait until the addresses are free.
+        Accept who was promised a connection there, then nobody any more: that much is done at once. They
+        can be bound again when `closed` says so.
         """
-        ports = [self.bound.pop(key) for key in which]
-        closing = [(port, maybeDeferred(port.stopListening)) for port in ports]
-        for port, closed in closing:
-            try:
-                await closed
-            except Exception:  # the others, and the sessions, are still to be seen to
-                self.log.failure("Could not stop listening on {port}", port=port)
+        for port in [self.bound.pop(key) for key in which]:
+            self._closing += 1
+            closing = maybeDeferred(port.stopListening)
+            closing.addErrback(self._not_closed, port)
+            closing.addCallback(self._closed)
+
+    async def closed(self) -> None:
+        """Wait until all that were told to close have closed."""
+        while self._closing:
+            waiting: Deferred[None] = Deferred()
+            self._waiting.append(waiting)
+            await waiting
+
+    def _not_closed(self, failure: Failure, port: IListeningPort) -> None:
+        # The others, and the sessions, are still to be seen to.
+        self.log.failure("Could not stop listening on {port}", failure, port=port)
+
+    def _closed(self, result: object) -> None:
+        self._closing -= 1
+        if not self._closing:
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.callback(None)
 
     def _bind(self, description: str, backlog: int, listener: Listener) -> IListeningPort:
         try:

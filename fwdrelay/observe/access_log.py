@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from .events import SessionEnded
-from .sink import Sink
+from .sink import LAST_WAIT, Sink
 
 
 def json_line(event: SessionEnded) -> str:
@@ -82,6 +82,10 @@ class AccessLog:
         """Begin a new file where the old one was moved away."""
         self._sink.reopen()
 
-    def close(self) -> None:
-        """Write what is left, as far as it is taken at once."""
-        self._sink.close()
+    def close(self, patience: float = LAST_WAIT) -> None:
+        """
+        Write what is left, as far as it is taken, and be done.
+
+        @param patience: seconds for a slow reader, for which nothing else is done.
+        """
+        self._sink.close(patience)

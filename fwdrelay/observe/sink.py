@@ -23,7 +23,8 @@ _AT_ONCE = select.PIPE_BUF
 _BOUND = 1 << 20
 _RETRY = 0.05
 _STDOUT = 1
-# Seconds that a reader has to take what is left at the end.
+# Seconds that a reader has to take what is left at the end, when nothing can be held up any more. Those
+# whose sessions a stop cut are among it.
 LAST_WAIT = 1.0
 
 
@@ -81,13 +82,16 @@ class Sink:
         os.close(self._fd)
         self._fd = opened
 
-    def close(self) -> None:
-        """Write what is left, as far as it is taken within `LAST_WAIT`, and be done."""
+    def close(self, patience: float = LAST_WAIT) -> None:
+        """
+        Write what is left, as far as it is taken, and be done.
+
+        @param patience: seconds for a slow reader, for which nothing else is done.
+        """
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
-        # Nothing is left that could be held up; and those whose sessions a stop cut are among it.
-        self._write_what_is_taken(LAST_WAIT)
+        self._write_what_is_taken(patience)
         self._dropped += self._waiting.count(b"\n")
         self._tell_dropped()
         if self._path is not None:

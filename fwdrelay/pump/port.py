@@ -159,7 +159,12 @@ class _PatientPort(tcp.Port):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        return super().loseConnection(connDone)
+        closing = super().loseConnection(connDone)
+        if self._shouldShutdown and self.disconnecting:
+            # It is closed in the next turn. Whoever came until then would be let in, and reset by that.
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RD)
+        return closing
 
     stopListening = loseConnection
 

@@ -136,8 +136,7 @@ class Pool:
             same_election=config.balance == before.balance,
             same_nameservers=not nameservers_changed,
         )
-        if _checks(config) != _checks(before):
-            self._stop_health()
+        seen = set() if _checks(config) == _checks(before) else self._stop_health()
         changes = self._find_members()
         if self._running:
             if changes:
@@ -147,7 +146,7 @@ class Pool:
                     count=len(self.targets),
                     changes=changes,
                 )
-            self._watch_all()
+            self._watch_all(seen)
             for discover, following in self._followings.items():
                 if discover not in followed:
                     following.start()
@@ -186,8 +185,12 @@ class Pool:
 
         return Following(discovery, discover, self._reactor, found, self.name)
 
-    def _watch_all(self) -> None:
-        """Give the targets to a health of their own, if they have none."""
+    def _watch_all(self, seen: Collection[Target] = ()) -> None:
+        """
+        Give the targets to a health of their own, if they have none.
+
+        @param seen: those of which another one has found out before whether they are up.
+        """
         config = self.config
         health = config.health
         if self._health is None and (health.check != "off" or health.passive_failures):
@@ -200,16 +203,22 @@ class Pool:
                 changed=self._target_changed,
             )
             for target in self.targets:
-                self._health.watch(target)
+                self._health.watch(target, target in seen)
         elif self._health is None:
             for target in self.targets:  # which nobody would find to be up again
                 if not target.up:
                     self._target_changed(target, True, "it is no longer checked")
 
-    def _stop_health(self) -> None:
+    def _stop_health(self) -> set[Target]:
+        """
+        @return: the targets of which it had found out whether they are up.
+        """
         health, self._health = self._health, None
-        if health is not None:
-            health.stop()
+        if health is None:
+            return set()
+        seen = health.seen()
+        health.stop()
+        return seen
 
     @property
     def known(self) -> bool:
@@ -513,7 +522,8 @@ class Pool:
 
 def _checks(config: PoolConfig) -> tuple[object, ...]:
     """What a running health can't change."""
-    return config.health, config.bind, config.send_proxy
+    health = evolve(config.health, slow_start=0.0, when_all_down="try")
+    return health, config.bind, config.send_proxy
 
 
 def _told(config: TargetConfig) -> tuple[object, ...]:

@@ -135,7 +135,7 @@ class ListenerTests(CheckTestCase):
             },
         )
         self.assertEqual(
-            self.one(listener()), ("listener[0].pool", "there is no pool 'web'; there is none")
+            self.one(listener()), ("listener[0].pool", "there is no pool 'web', nor any other")
         )
 
     def test_a_pool_that_nobody_uses_is_fine(self) -> None:

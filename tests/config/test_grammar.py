@@ -162,7 +162,10 @@ class TargetTests(GrammarTestCase):
             "-a.example:80": "not a host name",
             "a..example:80": "not a host name",
             "a b:80": "not a host name",
-            "http://example:80": "",
+            "http://example:80": "write HOST:PORT",
+            "::1": "write HOST:PORT",
+            "[::1]": "write HOST:PORT",
+            "a:b:80": "write HOST:PORT",
             "unix:": "1 to 107 bytes",
             "unix:/" + "a" * 107: "1 to 107 bytes",
             "srv:_http._tcp.example": "no single target",
@@ -381,11 +384,12 @@ class EndpointTests(GrammarTestCase):
             "tcp:80:colour=red": "is not a tcp: endpoint",
             "tcp:80\\": "is not a tcp: endpoint",
             "tcp6:x": "is not a tcp6: endpoint",
+            "tcp6:80:interface=::1": "with \\\\: for each colon",
             "tcp:65536": "a number from 0 to 65535",
             "tcp:-1": "a number from 0 to 65535",
             "unix:": "names no path",
             "unix:address=": "names no path",
-            "unix:/a:mode=rw": "is not a unix: endpoint",
+            "unix:/a:mode=rw": "is not a unix: endpoint: write unix:PATH",
         }.items():
             self.assert_refused(parse_endpoint, text, words)
 

@@ -30,9 +30,7 @@ class BindingTests(TestCase):
             with accepted:
                 self.assertEqual(peer[0], bind)
                 dialed = protocol.transport.socket
-                self.assertEqual(
-                    dialed.getsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT), 1
-                )
+                self.assertEqual(dialed.getsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT), 1)
                 protocol.transport.abortConnection()
         pump.stop()
 

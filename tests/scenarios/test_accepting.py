@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import os
 import random
 import resource
 import select
@@ -25,6 +27,12 @@ def limit_descriptors(relay: RelayProcess, limit: int) -> None:
     resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (limit, 4096))
 
 
+def lowest_free(relay: RelayProcess) -> int:
+    """The number that the next descriptor of `relay` would get."""
+    used = {int(name) for name in os.listdir(f"/proc/{relay.pid}/fd")}
+    return next(number for number in itertools.count() if number not in used)
+
+
 class Exhaustion(Scenario):
     def test_without_descriptors_the_others_wait_and_those_there_are_go_on(self) -> None:
         with (
@@ -35,7 +43,7 @@ class Exhaustion(Scenario):
         ):
             client.sendall(b"hello")
             self.assertEqual(read_exactly(server, 5), b"hello")
-            limit_descriptors(relay, relay.descriptors())
+            limit_descriptors(relay, lowest_free(relay))
             others = [waiting.enter_context(relay.connect()) for _ in range(5)]
             for other in others:
                 other.sendall(b"waited")

@@ -19,6 +19,7 @@ from tests.scenarios.relay_process import (
     read_all,
     read_exactly,
     read_until_reset,
+    unused_port,
     wait_until,
 )
 from tests.scenarios.scenario import Scenario
@@ -107,6 +108,20 @@ class Reload(Scenario, every_pump=False):
             wait_until(lambda: self.is_refused(relay, "two"))
             with relay.connect_to("web"), upstream.accept():
                 pass
+
+    def test_an_address_that_is_removed_may_be_wanted_again_at_once(self) -> None:
+        with Upstream() as upstream, self.configured(web(upstream.target)) as relay:
+            port = unused_port()
+            second = f'[[listener]]\nname = "two"\nlisten = ["tcp:{port}"]\npool = "web"\n'
+            for _ in range(20):
+                start = len(relay.lines)
+                relay.write(web(upstream.target) + second)
+                relay.signal(signal.SIGHUP)
+                relay.write(web(upstream.target))
+                relay.signal(signal.SIGHUP)
+                relay.reload(web(upstream.target) + second)
+                self.assertNotIn(UNCHANGED, "\n".join(relay.lines[start:]))
+            relay.reload(web(upstream.target))
 
     def is_refused(self, relay: ConfiguredRelay, name: str) -> bool:
         """Whether nobody listens there any more."""

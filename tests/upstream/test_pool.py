@@ -216,6 +216,23 @@ class HealthTests(SynchronousTestCase):
         of.stop()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_what_was_found_out_stays_known_when_the_checks_change(self) -> None:
+        self.reactor.connectTCP = lambda *arguments, **more: None  # type: ignore[attr-defined]
+        of = self.make("127.0.0.1:1", health=HealthConfig(check="tcp", fall=2))
+        self.addCleanup(of.stop)
+        (target,) = of.targets
+        (first,) = [of._health]
+        assert first is not None
+        first._watched[target].vitals.passed()
+        change(of, "127.0.0.1:1", "127.0.0.1:2", health=HealthConfig(check="tcp", fall=3))
+        second = of._health
+        assert second is not None
+        self.assertIsNot(second, first)
+        self.assertEqual(second.seen(), {target})
+        slow = HealthConfig(check="tcp", fall=3, slow_start=9, when_all_down="refuse")
+        change(of, "127.0.0.1:1", "127.0.0.1:2", health=slow)
+        self.assertIs(of._health, second)
+
 
 class ChangeTests(SynchronousTestCase):
     def test_those_that_stay_are_the_same(self) -> None:

@@ -9,7 +9,6 @@ a host are, and for how long, is `fwdrelay.upstream.discovery.names`'.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import socket
@@ -20,11 +19,10 @@ from typing import Any
 
 from attrs import frozen
 from twisted.internet import defer, error
-from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.abstract import FileDescriptor, isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import ITCPTransport
-from twisted.internet.protocol import DatagramProtocol
 from twisted.names import dns
 from twisted.protocols.basic import Int16StringReceiver
 
@@ -44,7 +42,6 @@ _CODES = {dns.EFORMAT: "FORMERR", dns.ESERVER: "SERVFAIL", dns.ENOTIMP: "NOTIMP"
 _CODES[dns.EREFUSED] = "REFUSED"
 _UNREACHABLE = (
     OSError,
-    error.CannotListenError,
     error.ConnectError,
     error.ConnectionDone,
     error.ConnectionLost,
@@ -190,20 +187,11 @@ class Nameservers:
         return message
 
     async def _by_datagram(self, server: Server, question: _Question) -> Any:
-        protocol = _Datagram(question)
-        port = self._reactor.listenUDP(
-            0, protocol, interface="::" if ":" in server.host else "0.0.0.0"
-        )
+        datagram = _Datagram(self._reactor, server, question)
         try:
-            # Connected, so that the kernel takes no answer from anybody else, and tells a refusal.
-            port.connect(server.host, server.port)
-            port.write(question.data)
-        except OSError as failed:
-            protocol.fail(failed)
-        try:
-            return await protocol.answer
+            return await datagram.answer
         finally:
-            port.stopListening()  # done in the reactor's next turn
+            datagram.close()
 
     async def _by_stream(self, server: Server, question: _Question) -> Any:
         protocol = _Stream(question)
@@ -248,33 +236,61 @@ class _Question:
         return message
 
 
-class _Datagram(DatagramProtocol):
-    noisy = False
+class _Datagram(FileDescriptor):
+    """
+    One question by UDP, which is sent at once.
 
-    def __init__(self, question: _Question) -> None:
-        self._question = question
+    A socket and no more: for each of Twisted's UDP ports there would be two lines in the log.
+
+    @ivar answer: fires with the message; fails with `OSError`.
+    @raise OSError: there is no socket to be had.
+    """
+
+    def __init__(self, reactor: Any, server: Server, question: _Question) -> None:
+        super().__init__(reactor)
         self.answer: Deferred[Any] = Deferred()
+        self._question = question
+        family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        try:
+            # Connected, so that the kernel takes no answer from anybody else, and tells a refusal.
+            self._socket.connect((server.host, server.port))
+            self._socket.send(question.data)
+        except OSError as failed:
+            self.answer.errback(failed)
+        else:
+            self.startReading()
 
-    def startProtocol(self) -> None:
-        transport: Any = self.transport
-        self._socket: socket.socket = transport.getHandle()
+    def fileno(self) -> int:
+        """@return: -1 when it is closed."""
+        return self._socket.fileno()
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        message = self._question.answered_by(datagram)
+    def doRead(self) -> None:
+        """Something came, or the kernel knows that nothing will."""
+        try:
+            data = self._socket.recv(65535)
+        except BlockingIOError:
+            return
+        except OSError as failed:
+            self._fail(failed)
+            return
+        message = self._question.answered_by(data)
         if message is not None and not self.answer.called:
             self.answer.callback(message)
 
-    def connectionRefused(self) -> None:
-        self.fail(OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
+    def connectionLost(self, reason: Any) -> None:
+        """Under epoll, a refusal is no event to read, so the reactor takes the socket away at once."""
+        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._fail(OSError(number, os.strerror(number)))
 
-    def stopProtocol(self) -> None:
-        # Under epoll, a refusal is no event to read, so the reactor takes the socket away at once.
-        if not self.answer.called:
-            number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self.fail(OSError(number, os.strerror(number)))
+    def close(self) -> None:
+        """Nothing is left of it then."""
+        self.stopReading()
+        self._socket.close()
 
-    def fail(self, why: OSError) -> None:
-        """No answer will come."""
+    def _fail(self, why: OSError) -> None:
+        self.stopReading()
         if not self.answer.called:
             self.answer.errback(why)
 
@@ -317,7 +333,5 @@ def _ttl(record: Any) -> float:
 def _reason(failed: Exception) -> str:
     if isinstance(failed, error.ConnectionRefusedError):
         return "Connection refused"
-    if isinstance(failed, error.CannotListenError):
-        return str(failed.socketError)
     number = getattr(failed, "errno", None) or getattr(failed, "osError", None)
     return os.strerror(number) if isinstance(number, int) else str(failed)

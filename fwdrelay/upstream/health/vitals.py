@@ -22,19 +22,20 @@ class Vitals:
     @ivar fall: checks in a row that bring it down.
     @ivar passive_failures: dials in a row that bring it down; 0: any number does not.
     @ivar up: as it counts now.
+    @ivar seen: a check of it has been passed or failed, or it was marked down.
     """
 
     rise: int
     fall: int
     passive_failures: int
     up: bool = True
-    _unchecked: bool = field(init=False)
+    seen: bool = False
     _passed: int = field(init=False, default=0)
     _failed: int = field(init=False, default=0)
     _dials_failed: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
-        self._unchecked = self.up
+        self.seen = self.seen or not self.up
 
     def passed(self) -> str | None:
         """
@@ -42,7 +43,7 @@ class Vitals:
 
         @return: why the target has come up by that; None where it has not.
         """
-        self._unchecked = False
+        self.seen = True
         self._failed = 0
         if self.up:
             return None
@@ -60,7 +61,7 @@ class Vitals:
         @param cause: how.
         @return: why the target has gone down by that; None where it has not.
         """
-        first, self._unchecked = self._unchecked, False
+        first, self.seen = not self.seen, True
         self._passed = 0
         if not self.up:
             return None
@@ -93,7 +94,7 @@ class Vitals:
 
     def _turn(self, *, up: bool) -> None:
         self.up = up
-        self._unchecked = False
+        self.seen = True
         self._passed = self._failed = self._dials_failed = 0
 
 

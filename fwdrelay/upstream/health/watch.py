@@ -99,15 +99,23 @@ class Health:
         self._watched: dict[Target, _Watched] = {}
         self._cannot_check = ""
 
-    def watch(self, target: Target) -> None:
+    def seen(self) -> set[Target]:
+        """
+        @return: those of which it is known, and not only supposed, whether they are up.
+        """
+        return {target for target, watched in self._watched.items() if watched.vitals.seen}
+
+    def watch(self, target: Target, seen: bool = False) -> None:
         """
         It is one of the pool's now. One that is down stays so until it has passed as many checks as any
         other has to.
+
+        @param seen: somebody has found out before that it is up, so one failed check doesn't decide.
         """
         if target in self._watched:
             return
         config = self._config
-        vitals = Vitals(config.rise, config.fall, config.passive_failures, up=target.up)
+        vitals = Vitals(config.rise, config.fall, config.passive_failures, up=target.up, seen=seen)
         watched = self._watched[target] = _Watched(target, vitals)
         if self._wants_checks(watched):
             self._check_in(watched, self._random() * min(config.interval, FIRST_WITHIN))
@@ -175,18 +183,16 @@ class Health:
             return
         failure.trap(CheckFailed, CannotCheck)
         cause = str(failure.value)
-        target = watched.target.label
         if failure.check(CannotCheck):
             if cause != self._cannot_check:
                 self._cannot_check = cause
                 self.log.warn(
                     "Can't check target {target}: {cause}. It stays as it is.",
-                    target=target,
+                    target=watched.target.label,
                     cause=cause,
                 )
             return
         self._cannot_check = ""
-        self.log.debug("Target {target} failed a check: {cause}", target=target, cause=cause)
         why = watched.vitals.failed(cause)
         if why is not None:
             self._tell(watched.target, False, why)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.names import dns
 
 from fwdrelay.errors import DiscoveryFailed
@@ -206,6 +208,20 @@ class MisbehavingServerTests(TestCase):
         self.server.send(answer_to(asked, "192.0.2.1").toStr(), address)
         self.assertEqual(texts(await asking), ["192.0.2.1"])
         self.assertEqual(self.time.getDelayedCalls(), [])
+
+    async def test_the_log_hears_nothing_of_a_question(self) -> None:
+        logged: list[Any] = []
+        observer: Any = logged.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        asking = self.ask()
+        asked, address = await self.server.asked.get()
+        self.server.send(answer_to(asked, "192.0.2.1").toStr(), address)
+        await asking
+        with self.assertRaises(DiscoveryFailed):
+            await self.ask(NOBODY)
+        await deferLater(reactor, 0)
+        self.assertEqual(list(map(formatEvent, logged)), [])
 
     async def test_nothing_is_left_of_one_that_was_cancelled(self) -> None:
         asking = self.ask()
