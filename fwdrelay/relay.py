@@ -8,7 +8,7 @@ children at once and without a deadline, so the order of a stop is written out h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
@@ -18,7 +18,6 @@ from twisted.logger import Logger
 from ._version import __version__
 from .config import Config, ListenerConfig, PoolConfig, RelayConfig, TargetConfig
 from .deadlines import Deadlines
-from .demo import Demo
 from .dial import Dialer
 from .errors import ConfigError, ConfigErrors, FwdrelayError
 from .frontend import Addresses, Key, Listener, keys
@@ -31,6 +30,9 @@ from .process.sdnotify import Notifier
 from .pump import make_pump
 from .session import Reason, Session
 from .upstream import Pool, Resolver, Target
+
+if TYPE_CHECKING:
+    from .demo import Demo
 
 STATUS_EVERY = 5.0
 
@@ -362,6 +364,8 @@ class Relay(Service):
         if not self.config.demo:
             return pool
         if self._demo is None:
+            from .demo import Demo  # with a whole web server, which few relays need
+
             self._demo = Demo(self._reactor, self._sessions)
             self._demo.listen()
         target = TargetConfig(host="127.0.0.1", port=self._demo.port, name="demo")

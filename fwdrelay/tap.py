@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import getopt
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from .config import (
     TargetConfig,
     Timeouts,
 )
-from .config.check import did_you_mean, problems
+from .config.check import did_you_mean, printable, problems
 from .config.grammar import (
     LONGEST_KEEPALIVE,
     LONGEST_USER_TIMEOUT,
@@ -43,7 +44,6 @@ from .config.grammar import (
     parse_port,
     parse_target_or_srv,
 )
-from .config.read import read_config
 from .errors import ConfigError, ConfigErrors
 from .process.signals import Signals
 
@@ -223,6 +223,8 @@ class Options(usage.Options):
         from . import parts
 
         if self.reads_file:
+            from .config.read import read_config  # with cattrs, which takes a moment to import
+
             return read_config(
                 self._file,
                 self._overrides,
@@ -368,7 +370,7 @@ class Options(usage.Options):
             return listen
         port = _parsed("--port", lambda text: parse_port(text, lowest=0), self["port"])
         interface = self["interface"] or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
-        escaped = interface.strip("[]").replace(":", r"\:")
+        escaped = re.sub(r"([:\\])", r"\\\1", interface.strip("[]"))
         return (f"tcp:{port}:interface={escaped}", *listen)
 
 
@@ -382,7 +384,7 @@ def _parsed(where: str, parse: Callable[[str], T], text: str) -> T:
 def _exit(status: int, *sentences: str) -> NoReturn:
     # twistd has put its log in the place of sys.stderr.
     for sentence in sentences:
-        print(f"fwdrelay: {sentence}", file=sys.__stderr__, flush=True)
+        print(f"fwdrelay: {printable(sentence)}", file=sys.__stderr__, flush=True)
     raise SystemExit(status)
 
 

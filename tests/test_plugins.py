@@ -154,6 +154,36 @@ class BrokenTests(PluginsTestCase):
         self.assertIn("nothing_of_that_name", told[0]["sentence"])
         self.assertIn("Traceback", told[0]["traceback"])
 
+    def test_objects_that_cannot_be_asked_harm_no_other(self) -> None:
+        self.module(
+            "lazy",
+            """
+            from zope.interface import implementer
+            from fwdrelay.interfaces import IElectionPlugin
+
+            class Proxy:
+                def __getattr__(self, name):
+                    raise RuntimeError("there is no context yet")
+
+            @implementer(IElectionPlugin)
+            class Nameless:
+                @property
+                def name(self):
+                    raise RuntimeError("there is no name yet")
+                def make_election(self, argument):
+                    pass
+
+            proxy, nameless = Proxy(), Nameless()
+            """,
+        )
+        self.module("mine", ELECTION + "plugin = Plugin('last')")
+        self.assertEqual(find_plugin(IElectionPlugin, "last").name, "last")
+        self.assertTrue(self.refused("other").startswith("there is no election 'other' among"))
+
+    def test_the_reason_is_one_line(self) -> None:
+        self.module("broken", "raise ImportError('one\\ntwo')")
+        self.assertTrue(self.refused("last").endswith("ImportError: one two"))
+
     def test_it_is_told_to_who_looks_for_it(self) -> None:
         self.module("broken", "import no_such_thing")
         self.assertTrue(

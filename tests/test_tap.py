@@ -109,6 +109,7 @@ class OptionsTests(TapTestCase):
             (("-p", "0", "--interface", "127.0.0.1"), ("tcp:0:interface=127.0.0.1",)),
             (("-p", "1", "--interface", "::1"), (r"tcp:1:interface=\:\:1",)),
             (("-p", "1", "--interface", "[::1]"), (r"tcp:1:interface=\:\:1",)),
+            (("-p", "1", "--interface", "\\"), (r"tcp:1:interface=\\",)),
             (("--listen", "tcp:1", "--listen", "unix:/run/s"), ("tcp:1", "unix:/run/s")),
             (
                 ("-p", "1", "--interface", "127.0.0.1", "--listen", "tcp6:2"),
@@ -280,6 +281,9 @@ class RefusedTests(TapTestCase):
 
     def test_arguments_that_are_no_options(self) -> None:
         self.assertIn("unexpected argument 'localhost:80'", self.refused("-p", "1", "localhost:80"))
+
+    def test_whatever_is_told_is_one_line(self) -> None:
+        self.assertIn(r"--wr\u000aong", self.refused(*LEAST, "--wr\nong"))
 
     def test_check_has_a_status_of_its_own(self) -> None:
         self.refused(*LEAST, "--check", "--pump", "bicycle", status=EX_CONFIG)

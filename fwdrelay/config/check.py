@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -172,10 +173,17 @@ def _pool(pool: PoolConfig, demo: bool) -> Iterator[Finding]:
             'it has no targets: name one, as in targets = ["localhost:80"], or where to discover them',
             (targets, discover),
         )
-    labels = [target.label for target in pool.targets]
-    for label in dict.fromkeys(labels):
-        if labels.count(label) > 1:
+    labels = Counter(target.label for target in pool.targets)
+    for label, count in labels.items():
+        if count > 1:
             yield Finding(targets, f"{label!r} is there twice: give one a ,name=LABEL", ())
+    for target in pool.targets:
+        if pool.bind and _other_family(target.host, pool.bind):
+            yield Finding(
+                targets,
+                f"{target.address!r} can't be dialed from {pool.bind}, which `bind` says",
+                (targets, (*place, "bind")),
+            )
     found = [str(each) for each in pool.discover]
     for text in dict.fromkeys(found):
         if found.count(text) > 1:
@@ -201,6 +209,14 @@ def _pool(pool: PoolConfig, demo: bool) -> Iterator[Finding]:
                 f'{given!r} goes with check = "{needs}" only, and check is "{health.check}"',
                 (here, (*place, "health", "check")),
             )
+
+
+def _other_family(host: str, bind: str) -> bool:
+    """Whether a host is an address, and not of the family of `bind`."""
+    try:
+        return ipaddress.ip_address(host).version != ipaddress.ip_address(bind).version
+    except ValueError:
+        return False
 
 
 # ----------------------------------------------------------------------------------- circles

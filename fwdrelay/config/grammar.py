@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 import warnings
 
 from attrs import frozen
@@ -24,6 +25,7 @@ _HOST = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PLUGIN = re.compile(r"([A-Za-z0-9_-]+)(?::(.*))?", re.DOTALL)
 _SERVICE = re.compile(r"_[A-Za-z0-9-]{1,62}\._[A-Za-z0-9-]{1,62}\.(.+)", re.DOTALL)
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|([rnt\\])|)")
 _ESCAPED = {"r": b"\r", "n": b"\n", "t": b"\t", "\\": b"\\"}
 TARGET_GRAMMAR = "HOST:PORT, [IPV6]:PORT or unix:PATH, then optional ,key=value parts"
@@ -108,7 +110,7 @@ def parse_target(text: str) -> TargetConfig:
             elif key == "max-sessions" and equals:
                 values[key] = parse_count(value)
             elif key == "name" and value:
-                values[key] = value
+                values[key] = _parse_label(value)
             else:
                 raise ValueError(f"it takes {_TARGET_KEYS}")
         except ValueError as error:
@@ -131,6 +133,13 @@ def _parse_weight(text: str) -> int:
     return weight
 
 
+def _parse_label(text: str) -> str:
+    # It stands between blanks in a line of the log.
+    if not text.isprintable() or re.search(r"\s", text):
+        raise ValueError("a name has neither blanks nor control characters")
+    return text
+
+
 def parse_target_or_srv(text: str) -> TargetConfig | DiscoverConfig:
     """
     @return: what `parse_target` returns; or, for `srv:…`, where targets are to be found.
@@ -146,9 +155,16 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
         path = address.removeprefix("unix:")
         if not path or len(os.fsencode(path)) > 107:
             raise ValueError(f"{text!r}: a Unix path has 1 to 107 bytes")
+        if _CONTROL.search(path):
+            raise ValueError(f"{text!r}: a Unix path has no control characters")
         return "", 0, path
     if address.startswith("srv:"):
         raise ValueError(f"{text!r} is no single target: SRV records are for a pool to discover")
+    scheme, _, rest = address.partition(":")
+    if scheme in OWN_DISCOVERIES and not rest.isdecimal():
+        raise ValueError(
+            f"{text!r} is no single target: it goes into `discover` of a pool, in a configuration file"
+        )
     host, colon, port_text = address.rpartition(":")
     if not colon or not host or address.endswith("]") or "/" in address:
         raise ValueError(f"{text!r} is not a target: write {TARGET_GRAMMAR}")
@@ -158,10 +174,9 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
         raise ValueError(f"{text!r}: {error}") from None
     if host.startswith("[") and host.endswith("]"):
         try:
-            ipaddress.IPv6Address(host[1:-1])
+            return _canonical(host[1:-1]), port, ""
         except ValueError:
             raise ValueError(f"{text!r}: {host} is not an IPv6 address") from None
-        return host[1:-1], port, ""
     if isIPv6Address(host):
         raise ValueError(f"{text!r} is ambiguous: write an IPv6 address as [{host}]:{port_text}")
     if ":" in host:
@@ -170,14 +185,33 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
     return host, port, ""
 
 
+def _canonical(address: str) -> str:
+    """
+    @return: an IPv6 address in the one way to write it (RFC 5952), as relays that hash labels have to
+        agree on them, whatever their Python makes of it.
+    """
+    parsed = ipaddress.IPv6Address(address)
+    zone = f"%{parsed.scope_id}" if parsed.scope_id else ""
+    return socket.inet_ntop(socket.AF_INET6, parsed.packed) + zone
+
+
 def _check_host(host: str, text: str) -> None:
     if re.fullmatch(r"[0-9.]+", host):
         try:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise ValueError(f"{text!r}: {host} is not an IPv4 address") from None
-    elif len(host) > 253 or not _HOST.fullmatch(host):
+    elif len(host) > 253 or not _HOST.fullmatch(host) or not _has_ascii_form(host):
         raise ValueError(f"{text!r}: {host!r} is not a host name")
+
+
+def _has_ascii_form(host: str) -> bool:
+    """Whether the system can look it up; its resolver would tell nobody that it can't."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def parse_discover(text: str) -> DiscoverConfig:
@@ -387,6 +421,8 @@ def parse_endpoint(text: str) -> str:
     endpoint = Endpoint.of(text)
     if kind == "unix" and not endpoint.name:
         raise ValueError(f"{text!r} names no path")
+    if len(os.fsencode(endpoint.name)) > 107 or _CONTROL.search(endpoint.name):
+        raise ValueError(f"{text!r}: a Unix path has 1 to 107 bytes and no control characters")
     if not 0 <= endpoint.port <= 65535:
         raise ValueError(f"{text!r}: {endpoint.port} is not a port: write a number from 0 to 65535")
     return text

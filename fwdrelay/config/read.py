@@ -15,6 +15,7 @@ import copy
 import json
 import os
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from operator import eq
@@ -153,7 +154,7 @@ def table_keys(table: type) -> dict[str, attrs.Attribute[Any]]:
 def _tables(path: str, called: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            content = file.read()
+            content = file.read().removeprefix(BOM_UTF8)  # with which some editors begin
     except OSError as failed:
         why = failed.strerror or str(failed)
         raise ConfigErrors([ConfigError(called, f"it cannot be read: {why}")]) from None
@@ -244,10 +245,12 @@ def _without(tables: Mapping[str, Any], places: list[Place]) -> dict[str, Any]:
     A copy of the tables in which nothing at these places is wrong any more: it is left out, and what
     must be there has a stand-in. What stands behind keeps its index, if it is a table.
     """
-    left = copy.deepcopy(dict(tables))
+    left = dict(tables)
     for place in sorted(places, reverse=True):  # lists from their ends
         around: Any = left
         for step in place[:-1]:
+            # Only what is on the way: what stands beside it may be deeper than can be copied.
+            around[step] = copy.copy(around[step])
             around = around[step]
         last = place[-1]
         if isinstance(last, str):
@@ -257,11 +260,15 @@ def _without(tables: Mapping[str, Any], places: list[Place]) -> dict[str, Any]:
         else:
             del around[last]
     left.setdefault("pool", {})
-    for index, listener in enumerate(left.setdefault("listener", [])):
-        listener.setdefault("name", f"unread-{index}")
-        listener.setdefault("listen", [])
-        for route in listener.get("route", ()):
-            route.setdefault("pool", "unread")
+    left["listener"] = [
+        {
+            "name": f"unread-{index}",
+            "listen": [],
+            **listener,
+            "route": [{"pool": "unread", **route} for route in listener.get("route", ())],
+        }
+        for index, listener in enumerate(left.get("listener", ()))
+    ]
     return left
 
 

@@ -40,16 +40,15 @@ def find_plugin(interface: type[T], name: str, built_in: Sequence[str] = ()) -> 
         something.
     """
     kind = _kind(interface)
-    specification: Any = interface  # zope's interfaces are types for mypy only
     modules, broken = _load()
     plugins: dict[int, tuple[str, Any]] = {}
     for module in modules:
         for value in vars(module).values():
-            if specification.providedBy(value):
+            if _provides(interface, value):
                 plugins.setdefault(id(value), (module.__name__, value))
-    found = [each for each in plugins.values() if getattr(each[1], "name", None) == name]
+    found = [each for each in plugins.values() if _name(each[1]) == name]
     if not found:
-        names = {str(getattr(plugin, "name", "")) for _, plugin in plugins.values()} - {""}
+        names = {_name(plugin) for _, plugin in plugins.values()} - {""}
         raise ValueError(_unknown(kind, name, sorted({*built_in, *names}), broken))
     if len(found) > 1:
         where = " and in ".join(module for module, _ in found)
@@ -81,7 +80,7 @@ def make_by_plugin(
         made = make(plugin)
     except ValueError:
         raise
-    except Exception as failed:
+    except (Exception, SystemExit) as failed:  # argparse ends the process
         _log.failure("The plugin of the {kind} {name} failed.", kind=kind, name=name)
         raise ValueError(f"the plugin of the {kind} {name!r} failed: {_said(failed)}") from failed
     _verify(makes, made, f"what the plugin of the {kind} {name!r} makes is no {makes.__name__}")
@@ -111,6 +110,21 @@ def _load() -> tuple[list[ModuleType], list[str]]:
     return modules, broken
 
 
+def _provides(interface: type[Any], value: object) -> bool:
+    specification: Any = interface  # zope's interfaces are types for mypy only
+    try:
+        return bool(specification.providedBy(value))
+    except Exception:  # of objects that stand for others, and can't yet
+        return False
+
+
+def _name(plugin: Any) -> str:
+    try:
+        return str(getattr(plugin, "name", ""))
+    except Exception:  # it has none that could be asked for
+        return ""
+
+
 def _unknown(kind: str, name: str, known: Sequence[str], broken: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
     among = f" among {', '.join(known)}" if known else ": none is installed"
@@ -124,7 +138,7 @@ def _kind(interface: type[Any]) -> str:
 
 
 def _said(failed: BaseException) -> str:
-    said = str(failed)
+    said = " ".join(str(failed).split())
     return f"{type(failed).__name__}: {said}" if said else type(failed).__name__
 
 
@@ -132,4 +146,7 @@ def _verify(interface: type[Any], provider: object, complaint: str) -> None:
     try:
         verifyObject(interface, provider)
     except Invalid as lacking:
-        raise ValueError(f"{complaint}: {lacking}") from None
+        # zope tells it in several lines, and an error of the configuration is one.
+        raise ValueError(f"{complaint}: {' '.join(str(lacking).split())}") from None
+    except Exception as failed:
+        raise ValueError(f"{complaint}: {_said(failed)}") from failed

@@ -160,6 +160,16 @@ class PoolTests(CheckTestCase):
         self.one(listener(), pool("a:1,name=b", "c:1,name=b"))
         self.fine(listener(), pool("a:1", "a:1,name=b"), pool("a:1", name="other"))
 
+    def test_targets_that_cannot_be_dialed_from_the_source_address(self) -> None:
+        bound = evolve(pool("10.0.0.7:80", "a:1", "[::1]:80", "unix:/a"), bind="10.0.0.2")
+        self.assertEqual(
+            self.one(listener(), bound),
+            (
+                "pool.web.targets",
+                "'[::1]:80' can't be dialed from 10.0.0.2, which `bind` says",
+            ),
+        )
+
     def test_one_discovery_twice(self) -> None:
         where, problem = self.one(listener(), pool(discover=("dns:a:1", "dns:a:1,backup")))
         self.assertEqual(where, "pool.web")

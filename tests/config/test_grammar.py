@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable
 
 from hypothesis import given
@@ -132,6 +133,10 @@ class TargetTests(GrammarTestCase):
             "10.0.0.9:80": TargetConfig(host="10.0.0.9", port=80),
             "a-b.c_d.example.:80": TargetConfig(host="a-b.c_d.example.", port=80),
             "[::1]:80": TargetConfig(host="::1", port=80),
+            "[2001:DB8:0:0::1]:80": TargetConfig(host="2001:db8::1", port=80),
+            "[::ffff:c000:201]:80": TargetConfig(host="::ffff:192.0.2.1", port=80),
+            "[FE80::1%eth0]:80": TargetConfig(host="fe80::1%eth0", port=80),
+            "bücher.example:80": TargetConfig(host="bücher.example", port=80),
             "unix:/run/app.sock": TargetConfig(path="/run/app.sock"),
             "unix:@name": TargetConfig(path="@name"),
         }.items():
@@ -139,8 +144,8 @@ class TargetTests(GrammarTestCase):
 
     def test_options(self) -> None:
         self.assertEqual(
-            parse_target("h:1,weight=5,backup,max-sessions=9,name=b one"),
-            TargetConfig(host="h", port=1, weight=5, backup=True, max_sessions=9, name="b one"),
+            parse_target("h:1,weight=5,backup,max-sessions=9,name=b1"),
+            TargetConfig(host="h", port=1, weight=5, backup=True, max_sessions=9, name="b1"),
         )
         self.assertEqual(parse_target("h:1 , weight = 2 , backup").weight, 2)
         self.assertEqual(parse_target("unix:/a,weight=1").weight, 1)
@@ -162,6 +167,7 @@ class TargetTests(GrammarTestCase):
             "-a.example:80": "not a host name",
             "a..example:80": "not a host name",
             "a b:80": "not a host name",
+            "ü" * 60 + ":80": "not a host name",  # longer than 63 as DNS has it
             "http://example:80": "write HOST:PORT",
             "::1": "write HOST:PORT",
             "[::1]": "write HOST:PORT",
@@ -169,8 +175,13 @@ class TargetTests(GrammarTestCase):
             "unix:": "1 to 107 bytes",
             "unix:/" + "a" * 107: "1 to 107 bytes",
             "srv:_http._tcp.example": "no single target",
+            "unix:/a\nb": "no control characters",
+            "unix:/a\0b": "no control characters",
+            "dns:app.example:80": "`discover` of a pool",
+            "file:targets.json": "`discover` of a pool",
         }.items():
             self.assert_refused(parse_target, text, words)
+        self.assertEqual(parse_target("dns:53").host, "dns")
 
     def test_options_that_are_none(self) -> None:
         for text, words in {
@@ -200,7 +211,7 @@ class TargetTests(GrammarTestCase):
     @given(
         st.one_of(
             st.ip_addresses(v=4).map(str),
-            st.ip_addresses(v=6).map(str),
+            st.ip_addresses(v=6).map(lambda ip: socket.inet_ntop(socket.AF_INET6, ip.packed)),
             st.from_regex(r"[a-z]([a-z0-9]{0,8}[a-z0-9])?(\.[a-z]{1,8}){0,3}", fullmatch=True),
         ),
         st.integers(1, 65535),
@@ -384,11 +395,13 @@ class EndpointTests(GrammarTestCase):
             "tcp:80:colour=red": "is not a tcp: endpoint",
             "tcp:80\\": "is not a tcp: endpoint",
             "tcp6:x": "is not a tcp6: endpoint",
-            "tcp6:80:interface=::1": "with \\\\: for each colon",
+            "tcp6:80:interface=::1": "with \\: for each colon",
             "tcp:65536": "a number from 0 to 65535",
             "tcp:-1": "a number from 0 to 65535",
             "unix:": "names no path",
             "unix:address=": "names no path",
+            "unix:/" + "a" * 107: "1 to 107 bytes",
+            "unix:/a\0": "no control characters",
             "unix:/a:mode=rw": "is not a unix: endpoint: write unix:PATH",
         }.items():
             self.assert_refused(parse_endpoint, text, words)

@@ -443,13 +443,13 @@ class FileTests(SynchronousTestCase):
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name) / "relay.toml"
 
-    def refused(self, content: bytes) -> str:
+    def refused(self, content: bytes, place: str = "") -> str:
         """What is said of a file."""
         self.path.write_bytes(content)
         wrong = self.assertRaises(ConfigErrors, read_config, str(self.path))
         error: ConfigError
         (error,) = wrong.errors
-        self.assertEqual(error.where, str(self.path))
+        self.assertEqual(error.where, f"{self.path}: {place}" if place else str(self.path))
         return error.problem
 
     def test_paths_are_relative_to_it(self) -> None:
@@ -474,11 +474,19 @@ class FileTests(SynchronousTestCase):
             wrong = self.assertRaises(ConfigErrors, read_config, str(path))
             self.assertEqual(str(wrong), f"{path}: it cannot be read: {why}")
 
+    def test_a_mark_at_its_beginning(self) -> None:
+        self.path.write_text(LEAST, encoding="utf-8-sig")
+        self.assertEqual(len(read_config(str(self.path)).pools), 1)
+
     def test_what_is_no_text(self) -> None:
         self.assertEqual(
             self.refused("# é\n# é".encode() + b"\xff"),
             "it is not UTF-8: byte 0xff at line 2, column 4",
         )
+
+    def test_tables_that_are_deeper_than_python_goes(self) -> None:
+        told = self.refused(f"{LEAST}{'.'.join(['a'] * 3000)} = 1".encode(), "pool.web.a")
+        self.assertIn("there is no such key", told)
 
     def test_what_is_no_toml(self) -> None:
         for content, words in (

@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -96,11 +97,13 @@ class FileDiscovery:
             stamp, data = _read_file(self._path)
             targets = targets_in(self._parse(data.decode("utf-8-sig")))
         except OSError as error:
-            problem = f"can't read {self._path}: {error.strerror or error}"
+            problem = f"it can't be read: {error.strerror or error}"
         except RecursionError:
-            problem = f"{self._path} has lists in lists in lists: write one list of targets"
+            problem = "it has lists in lists in lists: write one list of targets"
+        except UnicodeDecodeError as error:
+            problem = f"it is not UTF-8: {error.reason} at byte {error.start}"
         except ValueError as error:
-            problem = f"{self._path}: {error}"
+            problem = str(error)
         self._read = _Read(stamp, targets, problem, settled=stamp == last.stamp)
 
     def _stamp(self) -> Stamp:
@@ -111,7 +114,8 @@ class FileDiscovery:
 
 
 def _stamp_of(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev
+    # The time of writing can be set, as `cp -p` does. That of the change, which is told besides, can't.
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
 
 
 def _read_file(path: str) -> tuple[Stamp, bytes]:
@@ -134,19 +138,28 @@ def _parser_for(path: str) -> Callable[[str], object]:
     if path.endswith(".json"):
         return _parse_json
     if path.endswith(".toml"):
-        return tomllib.loads
+        return _parse_toml
     raise ValueError(f"{path!r} ends in neither .json nor .toml, which tells how it is read")
 
 
 def _parse_json(text: str) -> object:
-    return json.loads(text, object_pairs_hook=_each_key_once)
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+
+
+def _parse_toml(text: str) -> object:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"it is not TOML: {error}") from None
 
 
 def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"one object has {twice!r} twice")
     return found
 

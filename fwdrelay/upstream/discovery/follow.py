@@ -17,6 +17,7 @@ from attrs import evolve
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ...config import DiscoverConfig, TargetConfig
 from ...errors import DiscoveryFailed
@@ -95,6 +96,7 @@ class Following:
     def _ask(self) -> None:
         self._timer = None
         self._asking = Deferred.fromCoroutine(self._discover())
+        self._asking.addErrback(self._broke)
 
     async def _discover(self) -> None:
         try:
@@ -107,6 +109,11 @@ class Following:
         else:
             if self._running:
                 self._found(found)
+
+    def _broke(self, failure: Failure) -> None:
+        # No Exception, such as SystemExit, or a mistake of ours: it must not be the last question.
+        if self._running:
+            self._failed(cast("BaseException", failure.value))
 
     def _ask_again(self, delay: float) -> None:
         self._asking = None
@@ -162,8 +169,9 @@ class Following:
     def _say_changes(self, before: tuple[TargetConfig, ...]) -> None:
         assert self.known is not None
         labels = {target.label for target in self.known}
-        gone = {target.label for target in before} - labels
-        new = labels - {target.label for target in before}
+        labels_before = {target.label for target in before}
+        new, gone = labels - labels_before, labels_before - labels
+        others = {target.label for target in _as_set(self.known) - _as_set(before)}
         self.log.info(
             "Pool {pool}: {discover} has {targets}{changes}.",
             pool=self._pool,
@@ -171,12 +179,12 @@ class Following:
             targets=_count(self.known),
             changes="".join(
                 f"; {word}: {_some(which)}"
-                for word, which in (("new", new), ("gone", gone))
+                for word, which in (("new", new), ("changed", others - new), ("gone", gone))
                 if which
             ),
         )
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self.failing = _sentence(error)
         if self.failing not in self._said and len(self._said) < MOST_REASONS:
             self._said.add(self.failing)
@@ -233,6 +241,15 @@ def _check(target: object) -> None:
     for key, text in texts.items():
         if not isinstance(text, str):
             raise DiscoveryFailed(f"a target has a {key} of {_short(text)}, which is not a text")
+        # They stand between blanks in a line of the log.
+        if not text.isprintable() or (" " in text and key != "path"):
+            raise DiscoveryFailed(
+                f"a target has a {key} of {_short(text)}, which has blanks or control characters"
+            )
+    if not isinstance(target.backup, bool):
+        raise DiscoveryFailed(
+            f"{_short(target.label)} has a backup of {_short(target.backup)}: it is True or False"
+        )
     if bool(target.host) == bool(target.path):
         raise DiscoveryFailed(f"{_short(target.label)} has not one of a host and a path")
     for address in target.addresses:
@@ -270,7 +287,7 @@ def _some(labels: Iterable[str]) -> str:
     return ", ".join(ordered[:_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """What happened; of what nobody foresaw also where, or a plugin's author would look for long."""
     if isinstance(error, DiscoveryFailed) and str(error):
         return str(error)

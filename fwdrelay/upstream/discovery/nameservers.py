@@ -14,6 +14,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ MOST_ALIASES = 16
 """CNAME records between a name and its records."""
 MOST_POINTERS = 10000
 """Of name compression in one answer; twisted.names' 1,000 are too few for an answer of 64 KiB."""
+MOST_READS = 8
+"""For each byte of an answer; twisted.names reads once or twice for a byte of an honest one."""
 _CODES = {dns.EFORMAT: "FORMERR", dns.ESERVER: "SERVFAIL", dns.ENOTIMP: "NOTIMP"}
 _CODES[dns.EREFUSED] = "REFUSED"
 _UNREACHABLE = (
@@ -225,7 +228,7 @@ class _Question:
         message = dns.Message()
         message.maxCompressionPointers = MOST_POINTERS
         try:
-            message.fromStr(data)
+            message.decode(_Bounded(data))
             (records,) = struct.unpack_from("!H", data, 6)
         except Exception:  # many kinds: the parser was not made for what somebody sends on purpose
             return None
@@ -234,6 +237,23 @@ class _Question:
         if len(message.answers) != records and not message.trunc:
             return None  # cut off: what is missing must not be taken for gone
         return message
+
+
+class _Bounded(BytesIO):
+    """
+    A message that is read to its end once. Names point back to others, which are read again then; if
+    these are long, and there are many, it would take minutes.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = MOST_READS * len(data)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it points back to long names again and again")
+        return super().read(size)
 
 
 class _Datagram(FileDescriptor):

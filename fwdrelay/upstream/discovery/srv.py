@@ -59,8 +59,8 @@ class ServiceDiscovery:
         if not services:  # "." alone: there is decidedly no such service
             return Found((), answer.ttl)
         hosts = dict.fromkeys(service.host for service in services)
-        outcomes = await together([self._addresses(host) for host in hosts])
         self._names.forget(hosts)
+        outcomes = await together([self._addresses(host) for host in hosts])
         failed = {
             host: outcome
             for host, outcome in zip(hosts, outcomes, strict=True)

@@ -32,7 +32,9 @@ def digest(text: str, person: bytes) -> int:
     @param person: what it is used for, up to 16 bytes; another use gives other numbers.
     @return: 64 bits that depend on nothing else: not on the process, as those of `hash` do.
     """
-    return int.from_bytes(blake2b(text.encode(), digest_size=8, person=person).digest(), "big")
+    # A Unix path that is not UTF-8 comes with surrogates.
+    data = text.encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8, person=person).digest(), "big")
 
 
 def walk(number: int) -> tuple[int, int]:

@@ -71,7 +71,8 @@ class SourceHash:
         """See `IElection`."""
         if client is None:
             return self._turns.elect(candidates, client)
-        number = digest(client, b"fwdrelay client")
+        # The zone of a link-local address is what this machine calls an interface, and no other.
+        number = digest(client.partition("%")[0], b"fwdrelay client")
         table = self._tables.get(candidates[0].tier)
         if table is not None:
             elected = table.targets[table.slots[number % SIZE]]

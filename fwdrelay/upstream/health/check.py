@@ -348,7 +348,9 @@ class Check:
                 await conversation.outcome.addTimeout(left, self.reactor)
             except DeferredTimeout:
                 failed = NotConnected if conversation.awaited == "connection" else CheckFailed
-                raise failed(f"no {conversation.awaited} within {share:.3g}s") from None
+                # A little of it went by before; nobody wants to read of 0.999s.
+                within = f"{share:.2g}" if share < 1 else f"{share:.3g}"
+                raise failed(f"no {conversation.awaited} within {within}s") from None
             except QueueFull:
                 if left <= QUEUE_FULL_DELAY:
                     raise
@@ -366,7 +368,8 @@ def _why(failed: BaseException) -> FwdrelayError:
     if not number:
         # Twisted takes EAGAIN for a connection under way, and epoll then tells of a hang-up.
         return QueueFull("its queue is full")
-    text = clause(os.strerror(number))
+    # An IPv6 zone that this machine has not is told by the resolver, with a number of its own.
+    text = clause(os.strerror(number) if number > 0 else str(failed.args[-1]))
     # What a socket could not be made or bound for is never the target's fault.
     if isinstance(failed, (OSError, error.ConnectBindError)) or number in _OUR_OWN:
         return CannotCheck(text)

@@ -201,6 +201,7 @@ class HttpRequest(Probe):
         ).encode("ascii")
         self._heard = 0
         self._buffer = bytearray()
+        self._searched = 0
 
     def begin(self) -> bytes:
         return self._request
@@ -210,10 +211,13 @@ class HttpRequest(Probe):
         self._buffer += data
         while (found := _STATUS.match(self._buffer)) is not None and found[1].startswith(b"1"):
             # An interim answer (RFC 9110, section 15.2); the one that counts is still to come.
-            end = _HEADER_END.search(self._buffer)
+            end = _HEADER_END.search(self._buffer, self._searched)
             if end is None:
+                # Not from the start again: it may come byte by byte, and an end has 4 at the most.
+                self._searched = max(len(self._buffer) - 3, 0)
                 break
             del self._buffer[: end.end()]
+            self._searched = 0
         if found is None:
             if not _STATUS_SO_FAR.fullmatch(self._buffer):
                 raise CheckFailed(f"answered {_quoted(self._buffer)}, which is not HTTP")

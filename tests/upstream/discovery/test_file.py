@@ -17,6 +17,7 @@ from twisted.internet.task import Clock
 from fwdrelay.config import TargetConfig
 from fwdrelay.errors import DiscoveryFailed
 from fwdrelay.interfaces import Found
+from fwdrelay.upstream.discovery import file
 from fwdrelay.upstream.discovery.file import EVERY, LARGEST, FileDiscovery, targets_in
 from fwdrelay.upstream.discovery.follow import Following, checked
 from tests.case import SynchronousTestCase
@@ -89,7 +90,7 @@ class FileDiscoveryTests(FileTestCase):
 
     def test_an_empty_file_is_no_list(self) -> None:
         self.path.write_text("", encoding="utf-8")
-        self.assertIn(str(self.path), self.failed())
+        self.assertIn("it is not JSON: ", self.failed())
 
     def test_it_is_read_again_when_it_is_another(self) -> None:
         self.write("192.0.2.1:80")
@@ -103,11 +104,17 @@ class FileDiscoveryTests(FileTestCase):
         self.write("192.0.2.1:80")
         self.found()
         self.found()
-        times = self.path.stat()
-        with self.path.open("r+b") as file:  # as long as before, by nobody who can be noticed
-            file.write(b'["192.0.2.9')
-        os.utime(self.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self.patch(file, "_read_file", lambda path: self.fail(f"{path} was read"))
         self.assertEqual(self.found(), ["192.0.2.1:80"])
+
+    def test_who_sets_the_time_of_writing_is_seen(self) -> None:
+        self.write("192.0.2.1:80")
+        self.found()
+        self.found()
+        times = self.path.stat()
+        self.write("192.0.2.9:80")  # as long as before
+        os.utime(self.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self.assertEqual(self.found(), ["192.0.2.9:80"])
 
     def test_what_is_written_within_the_same_tick_is_seen(self) -> None:
         self.write("192.0.2.1:80")
@@ -119,7 +126,7 @@ class FileDiscoveryTests(FileTestCase):
         self.assertEqual(self.found(), ["192.0.2.9:80"])
 
     def test_a_failure_is_told_once(self) -> None:
-        self.assertIn(f"can't read {self.path}: No such file", self.failed())
+        self.assertIn("it can't be read: No such file", self.failed())
         waiting = self.ask()
         self.clock.pump([EVERY] * 5)
         self.assertNoResult(waiting)
@@ -158,7 +165,7 @@ class FileDiscoveryTests(FileTestCase):
 
     def test_what_is_not_text(self) -> None:
         self.path.write_bytes(b"\xff\xfe\x00")
-        self.assertIn("utf-8", self.failed())
+        self.assertIn("it is not UTF-8: invalid start byte at byte 0", self.failed())
 
     def test_what_is_too_deep(self) -> None:
         self.path.write_text("[" * 100_000, encoding="utf-8")
@@ -166,7 +173,7 @@ class FileDiscoveryTests(FileTestCase):
 
     def test_a_number_that_has_no_end(self) -> None:
         self.path.write_text("9" * 10_000, encoding="utf-8")
-        self.assertIn(str(self.path), self.failed())
+        self.assertIn("4300 digits", self.failed())
 
     def test_a_byte_order_mark_is_no_error(self) -> None:
         self.path.write_bytes(b'\xef\xbb\xbf["192.0.2.1:80"]')
@@ -274,12 +281,15 @@ class TargetsInTests(SynchronousTestCase):
             ("web.test:1,backup", {"host": "web.test", "port": 1, "backup": True}),
             ("web.test:1", {"host": "web.test", "port": 1, "backup": False}),
             ("unix:@x,max-sessions=7", {"path": "@x", "max_sessions": 7}),
-            ("unix:/run/x,name=b c", {"path": "/run/x", "name": "b c"}),
+            ("unix:/run/x,name=b1", {"path": "/run/x", "name": "b1"}),
         ):
             self.assertEqual(targets_in([text]), targets_in([table]))
 
     def test_a_table_of_targets(self) -> None:
         self.assertEqual(targets_in({"targets": ["192.0.2.1:80"]}), (A,))
+
+    def test_an_address_has_one_name_however_it_is_written(self) -> None:
+        self.assert_refused(["[::1]:80", "[0::0:1]:80"], "target 2: [::1]:80 is there twice")
 
     def test_what_is_no_list(self) -> None:
         self.assert_refused("192.0.2.1:80", "'192.0.2.1:80'", "not a list of targets")
@@ -311,7 +321,7 @@ class TargetsInTests(SynchronousTestCase):
             ({**right, "port": 0}, "not a port"),
             ({**right, "port": 65536}, "not a port"),
             ({**right, "weight": 0}, "weight=0"),
-            ({**right, "weight": -1}, "from 0 up"),
+            ({**right, "weight": -1}, "from 1 up"),
             ({**right, "max_sessions": -1}, "from 0 up"),
             ({**right, "backup": 1}, "backup is 1", "true or false"),
             ({**right, "name": ""}, "name is ''"),

@@ -147,7 +147,7 @@ class FollowingTests(SynchronousTestCase):
             [
                 "Pool web: dns:web.test:80 has 2 targets; new: 192.0.2.2:80.",
                 "Pool web: dns:web.test:80 has 1 target; gone: 192.0.2.1:80.",
-                "Pool web: dns:web.test:80 has 1 target.",
+                "Pool web: dns:web.test:80 has 1 target; changed: 192.0.2.2:80.",
             ],
         )
 
@@ -257,6 +257,15 @@ class FollowingTests(SynchronousTestCase):
             following = self.follow()
             self.assertIn(said, following.failing)
             following.stop()
+
+    def test_what_would_end_a_process_does_not_end_the_questions(self) -> None:
+        following = self.follow()
+        leaving: Any = SystemExit("bye")
+        self.discovery.fail(leaving)
+        self.assertIn("SystemExit: bye", following.failing)
+        self.clock.advance(LAST_RETRY)
+        self.discovery.answer(A)
+        self.assertEqual(following.known, (A,))
 
     def test_an_answer_that_is_there_at_once_is_told_within_start(self) -> None:
         class AtOnce:
@@ -394,6 +403,10 @@ class CheckedTests(SynchronousTestCase):
             (evolve(right, priority=-1), "priority of -1"),
             (evolve(right, name=5), "name of 5"),
             (evolve(right, name="x", host=None), "host of None"),
+            (evolve(right, name="a b"), "'a b'", "blanks or control characters"),
+            (evolve(right, host="a\nb"), r"'a\nb'", "or control characters"),
+            (evolve(right, host="", path="/a\x1b"), "or control characters"),
+            (evolve(right, backup=["no"]), "backup of ['no']", "True or False"),
             (evolve(right, path="/run/x"), "one of a host and a path"),
             (evolve(right, host=""), "one of a host and a path"),
             (evolve(right, addresses=("no",)), "'no'", "not an IP address"),

@@ -6,6 +6,7 @@ import struct
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -448,6 +449,25 @@ class PlainTests(SynchronousTestCase):
     def test_no_bytes_do_harm(self, data: bytes) -> None:
         question = _Question(dns.Query("web.test", dns.A))
         self.assertIsNone(question.answered_by(question.data[:2] + data))
+
+    def test_long_names_are_not_read_again_and_again(self) -> None:
+        """It would hold up the relay for a quarter of a minute."""
+        question = _Question(dns.Query("web.test", dns.A))
+        asked = dns.Message()
+        asked.fromStr(question.data)
+        answer = bytearray(answer_to(asked, "192.0.2.1").toStr())
+        del answer[len(question.data) :]
+        record = struct.pack("!HHIH4s", dns.A, dns.IN, 1, 4, b"")
+        name = len(answer)
+        answer += b"\1x" * 4000 + b"\0" + record
+        for _ in range(3500):
+            answer += struct.pack("!H", 0xC000 | name) + record
+        answer[6:8] = struct.pack("!H", 3501)
+        with mock.patch.object(
+            dns.Message, "lookupRecordType", wraps=dns.Message().lookupRecordType
+        ) as read:
+            self.assertIsNone(question.answered_by(bytes(answer)))
+        self.assertLess(read.call_count, 100)
 
     @given(st.data())
     def test_damage_to_an_answer_does_no_harm(self, data: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -123,6 +124,10 @@ class AgreementTests(SynchronousTestCase):
                 slots.byteswap()
             digest = hashlib.blake2b(slots.tobytes(), digest_size=8).hexdigest()
             self.assertEqual((slots.itemsize, digest), (4, expected))
+
+    def test_a_name_need_not_be_unicode(self) -> None:
+        names = [os.fsdecode(b"unix:/run/\xff"), os.fsdecode(b"unix:/run/\xfe"), "\ud800"]
+        self.assertEqual(set(filled([(name, 1) for name in names])), {0, 1, 2})
 
 
 class StepsTests(SynchronousTestCase):

@@ -72,6 +72,14 @@ class HashTests(SynchronousTestCase):
             random.Random(seed).shuffle(members)
             self.assertEqual(where(begun(SourceHash(), members), members), before)
 
+    def test_what_a_machine_calls_its_interfaces_does_not_matter(self) -> None:
+        members = targets(*[1] * 8)
+        election = begun(SourceHash(), members)
+        for number in range(8):
+            client = f"fe80::{number:x}"
+            zones = {election.elect(members, f"{client}{zone}") for zone in ("", "%eth0", "%2")}
+            self.assertEqual(len(zones), 1)
+
     def test_another_process_elects_the_same(self) -> None:
         said = set()
         for seed in ("0", "1", "4711"):

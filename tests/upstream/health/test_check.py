@@ -282,6 +282,12 @@ class OwnFaultTests(CheckCase):
         # Twisted leaves the socket that it could not bind to the interpreter.
         self.flushWarnings()
 
+    async def test_a_zone_that_is_not_here(self) -> None:
+        with self.assertRaisesRegex(CannotCheck, "^name or service not known$"):
+            await self.outcome(TargetConfig(host="fe80::1%nowhere", port=1), plain())
+        # As above.
+        self.flushWarnings()
+
     async def test_an_address_that_could_be_tried_decides(self) -> None:
         class Poor:
             """A reactor that has no socket for one address."""

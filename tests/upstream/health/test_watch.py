@@ -184,6 +184,7 @@ class ChecksTests(HealthCase):
         self.assertEqual(self.changes, [down])
         self.passes()
         self.assertEqual(self.changes, [down, ("192.0.2.1:80", True, "2 checks in a row passed")])
+        self.assertEqual(self.logged, [])  # a check is no news, and twistd writes down all levels
 
     def test_the_first_check_decides_alone(self) -> None:
         self.health().watch(self.target())
