@@ -30,6 +30,7 @@ from .process.sdnotify import Notifier
 from .pump import make_pump
 from .session import Reason, Session
 from .upstream import Pool, Resolver, Target
+from .words import counted
 
 if TYPE_CHECKING:
     from .demo import Demo
@@ -132,7 +133,7 @@ class Relay(Service):
 
     def cut_all(self, reason: Reason = Reason.STOPPED) -> None:
         """End every session now."""
-        self.log.info("Cutting {active} sessions.", active=self.active)
+        self.log.info("Cutting {active}.", active=counted(self.active, "session"))
         for session in self._sessions():
             session.cut(reason)
 
@@ -173,7 +174,7 @@ class Relay(Service):
             )
             return False
         except FwdrelayError as failed:
-            self.log.error("Nothing was changed: {failed}.", failed=failed)
+            self.log.error("Nothing was changed: {failed}", failed=failed)
             return False
         except Exception:
             self.log.failure("A reload went wrong in a way it never should")
@@ -279,10 +280,10 @@ class Relay(Service):
             return
         limit = self.config.relay.drain_timeout
         self.log.info(
-            "Listener {listener} is removed; {active} sessions of it are open, {limit}.",
+            "Listener {listener} is removed; draining {active} of it; {limit}.",
             listener=listener.name,
-            active=listener.active,
-            limit=f"cut in {limit:g} s" if limit else "for as long as they take",
+            active=counted(listener.active, "session"),
+            limit=_patience(limit),
         )
         self._leaving[listener] = (
             self._reactor.callLater(limit, self._cut_leaving, listener) if limit else None
@@ -355,7 +356,9 @@ class Relay(Service):
         ending = [session for session in self._sessions() if session.target is target]
         if ending:
             self.log.info(
-                "Closing {count} sessions on {target}.", count=len(ending), target=target.label
+                "Closing {count} on {target}.",
+                count=counted(len(ending), "session"),
+                target=target.label,
             )
         for session in ending:
             session.cut(Reason.TARGET_DOWN)
@@ -434,9 +437,9 @@ class Relay(Service):
             return
         limit = self.config.relay.drain_timeout
         self.log.info(
-            "Draining: {active} sessions are open, {limit}.",
-            active=self.active,
-            limit=f"cut in {limit:g} s" if limit else "for as long as they take",
+            "Draining {active}; {limit}.",
+            active=counted(self.active, "session"),
+            limit=_patience(limit),
         )
         self._drained = Deferred()
         deadline = (
@@ -454,13 +457,22 @@ def _refuse_what_takes_a_restart(before: Config, after: Config) -> None:
     errors = [
         ConfigError(
             f"relay.{key}",
-            f"{getattr(after.relay, key)!r} takes a restart; it is {getattr(before.relay, key)!r} now",
+            f"{_as_written(getattr(after.relay, key))} takes a restart; it is"
+            f" {_as_written(getattr(before.relay, key))} now",
         )
         for key in ("pump", "keepalive", "user_timeout")
         if getattr(after.relay, key) != getattr(before.relay, key)
     ]
     if errors:
         raise ConfigErrors(errors)
+
+
+def _as_written(value: str | float) -> str:
+    return f"'{value}'" if isinstance(value, str) else f"'{value:g}s'"
+
+
+def _patience(limit: float) -> str:
+    return f"what is left is cut in {limit:g} s" if limit else "nothing is cut"
 
 
 def _log_of(config: RelayConfig) -> tuple[str, str]:

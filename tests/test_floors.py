@@ -25,7 +25,7 @@ FLOORS: Mapping[int, str] = {
     3: "session dial tls admit observe",
     2: "upstream",
     1: "pump wire",
-    0: "config interfaces plugins errors address deadlines",
+    0: "config interfaces plugins errors address deadlines words",
 }
 """What stands on which floor. A subpackage stands there with all that is in it."""
 

@@ -51,7 +51,8 @@ class Admission:
         admit = config.admit
         self._max_sessions = config.max_sessions
         self._admit = admit
-        self._others = tuple(others)
+        self._listener = config.name
+        self._others = tuple(zip(admit.plugins, others, strict=True))
         self._failing = False
         self.counts_clients = bool(admit.sessions_per_client)
         self.by_client = bool(admit.allow or admit.deny or self.counts_clients or others)
@@ -102,7 +103,7 @@ class Admission:
 
     def _ask_others(self, client: str | None) -> Refused | None:
         """Ask the plugins. One that fails lets nobody in: it may be there to keep somebody out."""
-        for other in self._others:
+        for name, other in self._others:
             try:
                 why = other.admit(client)
                 if why is not None and not isinstance(why, str):
@@ -110,9 +111,10 @@ class Admission:
             except Exception as failed:
                 if not self._failing:
                     self.log.failure(
-                        "The admission {other} failed ({failed}); while it does, it lets nobody in,"
-                        " and this is told once.",
-                        other=repr(other),
+                        "The admission {name} of listener {listener} failed ({failed}); while it does,"
+                        " it lets nobody in, and this is told once.",
+                        name=name,
+                        listener=self._listener,
                         failed=str(failed) or type(failed).__name__,
                     )
                 self._failing = True

@@ -39,6 +39,8 @@ _ENDPOINT_GRAMMAR = {
 _ENDPOINT_GRAMMAR["tcp6"] = _ENDPOINT_GRAMMAR["tcp"]
 OWN_DISCOVERIES = ("dns", "srv", "file")
 """The schemes of `discover` that need no plugin."""
+SHORTEST_CHECK = 0.01
+"""Seconds: what comes more often than that is no check but a load."""
 LONGEST_KEEPALIVE = 32767.0
 LONGEST_USER_TIMEOUT = 2147483.0
 """What tcp(7) takes: seconds in 15 bits, milliseconds in 31."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import select
+import stat
 import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +40,7 @@ from .check import Finding, Place, did_you_mean, findings, place_text, printable
 from .grammar import (
     LONGEST_KEEPALIVE,
     LONGEST_USER_TIMEOUT,
+    SHORTEST_CHECK,
     parse_address,
     parse_balance,
     parse_discover,
@@ -74,6 +77,8 @@ Check = Callable[[Config], Iterable[ConfigError]]
 
 KEYS: Mapping[str, str] = {"listeners": "listener", "pools": "pool", "routes": "route"}
 """What the file calls attributes that have another name there."""
+PATIENCE = 5.0
+"""Seconds that a pipe is waited for."""
 _NO_KEYS = ((Config, "demo"), (PoolConfig, "name"))
 """Attributes that come from elsewhere: the command line, the head of a table."""
 _TABLES = (
@@ -153,7 +158,7 @@ def table_keys(table: type) -> dict[str, attrs.Attribute[Any]]:
 
 def _tables(path: str, called: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             content = file.read().removeprefix(BOM_UTF8)  # with which some editors begin
     except OSError as failed:
         why = failed.strerror or str(failed)
@@ -172,6 +177,17 @@ def _tables(path: str, called: str) -> dict[str, Any]:
         line, column = _line_and_column(text, len(text))
         why = str(failed).replace("at end of document", f"at line {line}, column {column}")
     raise ConfigErrors([ConfigError(called, f"it is not TOML: {why}")])
+
+
+def _open(path: str, flags: int) -> int:
+    """As `os.open`. A pipe that nobody writes into would hold up a relay for good, when it reloads."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    if pipe and not select.select([descriptor], [], [], PATIENCE)[0]:
+        os.close(descriptor)
+        raise OSError(f"it is a pipe, and nobody has written into it for {PATIENCE:g}s")
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _line_and_column(text: str, end: int) -> tuple[int, int]:
@@ -320,16 +336,16 @@ def _text(
     return structure
 
 
-def _duration(longest: float | None = None, *, or_off: bool = True) -> Hook:
+def _duration(longest: float | None = None, *, shortest: float = 0.0) -> Hook:
     """
     @param longest: seconds.
-    @param or_off: it may be 0.
+    @param shortest: seconds; what has one can't be off.
     """
 
     def parse(text: str) -> float:
         seconds = parse_duration(text) if longest is None else parse_duration(text, longest)
-        if not seconds and not or_off:
-            raise ValueError(f"{text!r} is too short: write 500ms, 30s, 5m, 1h")
+        if seconds < shortest:
+            raise ValueError(f"{text!r} is too short: {shortest * 1000:g}ms is the least")
         return seconds
 
     return _text(parse, 'a duration: write a string such as "500ms", "30s", "5m", "1h" or "0"')
@@ -427,8 +443,8 @@ HOOKS: Mapping[type, Mapping[str, Hook]] = {
         "bind": _text(parse_address, or_empty=True),
     },
     HealthConfig: {
-        "interval": _duration(or_off=False),
-        "timeout": _duration(or_off=False),
+        "interval": _duration(shortest=SHORTEST_CHECK),
+        "timeout": _duration(shortest=SHORTEST_CHECK),
         "rise": _whole(1),
         "fall": _whole(1),
         "path": _text(parse_request_path),

@@ -25,6 +25,7 @@ from ..interfaces import IAdmission
 from ..observe.events import SessionEnded
 from ..session import Policy, Reason, Session, Side
 from ..upstream import Pool
+from ..words import some
 from .refusals import Refusals
 
 
@@ -125,7 +126,7 @@ class Listener(ServerFactory):
         pools = [self.pool, *(pool for _, pool in self._routes)]
         named = dict.fromkeys(pool for pool in pools if pool is not None)
         return "; ".join(
-            f"pool {pool.name}: {', '.join(target.label for target in pool.targets) or 'no targets yet'}"
+            f"pool {pool.name}: {some([target.label for target in pool.targets]) or 'no targets yet'}"
             for pool in named
         )
 
@@ -139,15 +140,16 @@ class Listener(ServerFactory):
             pool = self._route(host)
         session = Session(self._policy, next(_numbers), client, self._clock.seconds(), pool)
         self.sessions.add(session)
-        if pool is None:
-            session.refuse(Reason.NO_ROUTE)
-            return
         refused = admission.enter(host)
         if refused is not None:
             session.refuse(refused.reason, refused.why)
             return
         if admission.counts_clients:
             client.counted = host
+        if pool is None:
+            admission.leave(client.counted)
+            session.refuse(Reason.NO_ROUTE)
+            return
         session.begin()
 
     def _route(self, host: str | None) -> Pool | None:

@@ -13,6 +13,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from ..session import Reason
+from ..words import counted
 
 SUMMED_OVER = 1.0
 
@@ -60,9 +61,9 @@ class Refusals:
         self._seen.clear()
         if self._untold:
             self.log.warn(
-                "Listener {listener} refused {count} more clients within a second: {reasons}.",
+                "Listener {listener} refused {count} within a second: {reasons}.",
                 listener=self._listener,
-                count=self._untold.total(),
+                count=counted(self._untold.total(), "more client"),
                 reasons=", ".join(f"{n} {reason.word}" for reason, n in self._untold.items()),
             )
             self._untold.clear()

@@ -344,6 +344,8 @@ class Session:
         if self.upstream is None:
             due = self._due(self._changed)
             if self.state is State.QUEUED and now >= due:
+                assert self.pool is not None
+                self.error = self.pool.why_none()
                 self._close(Input.TIMED_OUT, Reason.QUEUE_TIMEOUT)
                 return None
             return due if due < math.inf else None

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from ..config import DiscoverConfig, PoolConfig, TargetConfig
 from ..interfaces import IDiscovery
+from ..words import counted, some
 from .discovery import Following
 from .health import Health
 from .parts import PoolParts
@@ -81,6 +82,7 @@ class Pool:
         self._resolver = resolver
         self._lost = lost
         self._running = False
+        self._removed = False
         self._health: Health | None = None
         self._followings: dict[DiscoverConfig, Following] = {}
         self._tiers: list[list[Target]] = []
@@ -116,6 +118,7 @@ class Pool:
     def remove(self) -> None:
         """The pool is no longer configured: as `stop`, and its targets are removed. Nobody waits on."""
         self.stop()
+        self._removed = True
         self.config = evolve(self.config, targets=(), discover=())
         self._find_members()
         for waiter in list(self._waiting):
@@ -141,9 +144,9 @@ class Pool:
         if self._running:
             if changes:
                 self.log.info(
-                    "Pool {pool} has {count} targets now: {changes}.",
+                    "Pool {pool} has {count} now: {changes}.",
                     pool=self.name,
-                    count=len(self.targets),
+                    count=counted(len(self.targets), "target"),
                     changes=changes,
                 )
             self._watch_all(seen)
@@ -282,7 +285,7 @@ class Pool:
             ("changed", changed),
             ("removed", [target.label for target in removed]),
         )
-        return "; ".join(f"{word} {', '.join(labels)}" for word, labels in parts if labels)
+        return "; ".join(f"{word} {some(labels)}" for word, labels in parts if labels)
 
     def _let_in_and_go(self, removed: Iterable[Target]) -> None:
         if self._health is not None:
@@ -376,6 +379,10 @@ class Pool:
         """
         @return: why `elect` found nobody.
         """
+        if self._removed:
+            return "the pool was removed"
+        if not self.known:
+            return "no discovery of its targets has answered yet"
         if not self.targets:
             return "the pool has no targets"
         if not self._tiers:
@@ -472,7 +479,7 @@ class Pool:
             self._start_slowly(target)
         self._regroup()
         left = sum(each.up for each in self.targets)
-        how_many = f"{left} of {len(self.targets)} targets are up"
+        how_many = f"Targets up: {left} of {len(self.targets)}"
         if up:
             self.log.info(
                 "Target {target} of pool {pool} is up: {cause}. {how_many}.",

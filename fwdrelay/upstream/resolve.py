@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from attrs import define, field
+from attrs import define
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IHostResolution, IResolutionReceiver
@@ -48,7 +48,6 @@ class _Name:
     until: float = 0.0
     waiting: list[Deferred[Addresses]] | None = None
     failing: bool = False
-    cause: str = field(default="not looked up")
 
 
 @implementer(IResolutionReceiver)
@@ -104,9 +103,10 @@ class Resolver:
         name.waiting = [answer]
         receiver = _Receiver(lambda addresses: self._looked_up(host, name, addresses))
         try:
+            # Twisted's resolver never answers for a name that has no such form.
+            host.encode("idna")
             self._reactor.nameResolver.resolveHostName(receiver, host)
-        except Exception as error:  # idna refuses some names before any look-up
-            name.cause = str(error)
+        except Exception:  # idna refuses some names before any look-up
             self._looked_up(host, name, ())
         return answer
 

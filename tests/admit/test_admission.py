@@ -29,7 +29,8 @@ def make(*others: Any, **fields: Any) -> Admission:
     @param others: what plugins have made.
     @param fields: as for `listener`.
     """
-    return Admission(listener(**fields), others)
+    plugins = tuple(f"plugin{number}" for number in range(len(others)))
+    return Admission(listener(plugins=plugins, **fields), others)
 
 
 def reason(refused: Refused | None) -> Reason | None:

@@ -26,6 +26,7 @@ from fwdrelay.config import (
     TargetConfig,
     Timeouts,
 )
+from fwdrelay.config import read as reading_of_files
 from fwdrelay.config.grammar import parse_network
 from fwdrelay.config.read import make_config, read_config, table_keys
 from fwdrelay.errors import ConfigError, ConfigErrors
@@ -473,6 +474,19 @@ class FileTests(SynchronousTestCase):
         ):
             wrong = self.assertRaises(ConfigErrors, read_config, str(path))
             self.assertEqual(str(wrong), f"{path}: it cannot be read: {why}")
+
+    def test_a_pipe(self) -> None:
+        reading, writing = os.pipe()
+        with open(reading, "rb"), open(writing, "wb") as pipe:
+            pipe.write(LEAST.encode())
+            pipe.close()
+            self.assertEqual(len(read_config(f"/dev/fd/{reading}").pools), 1)
+
+    def test_a_pipe_that_nobody_writes_into(self) -> None:
+        self.patch(reading_of_files, "PATIENCE", 0.0)
+        os.mkfifo(self.path)
+        wrong = self.assertRaises(ConfigErrors, read_config, str(self.path))
+        self.assertIn("nobody has written into it", str(wrong))
 
     def test_a_mark_at_its_beginning(self) -> None:
         self.path.write_text(LEAST, encoding="utf-8-sig")

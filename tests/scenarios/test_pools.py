@@ -235,7 +235,7 @@ class Health(PoolScenario):
             Upstream() as other,
             self.configured(one_pool(target, f"{other.target},backup", more=self.CHECKED)) as relay,
         ):
-            relay.wait_for_line(f"Target {target} of pool main is down: ", "1 of 2 targets are up")
+            relay.wait_for_line(f"Target {target} of pool main is down: ", "Targets up: 1 of 2")
             self.is_relayed_past_checks(relay, other)
             with Answering(port):
                 relay.wait_for_line(f"Target {target} of pool main is up: ")
@@ -299,7 +299,7 @@ class Health(PoolScenario):
         for policy, reason in (("refuse", "no-target"), ("try", "dial-failed")):
             more = f'{self.CHECKED}when_all_down = "{policy}"'
             with self.configured(one_pool(target, more=more)) as relay:
-                relay.wait_for_line("is down", "0 of 1 targets are up")
+                relay.wait_for_line("is down", "Targets up: 0 of 1")
                 relay.turn_away()
                 self.has_ended(relay, reason, "SC")
 

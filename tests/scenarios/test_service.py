@@ -245,4 +245,4 @@ class Service(SynchronousTestCase):
             relay.wait_for_line(f"of pool {pool} is down: ", start=start)
             self.servers[address] = Server(*address)
         for pool in killed:
-            relay.wait_for_line(f"of pool {pool} is up: ", "2 of 2", start=start)
+            relay.wait_for_line(f"of pool {pool} is up: ", "Targets up: 2 of 2", start=start)

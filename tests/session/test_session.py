@@ -108,7 +108,7 @@ class StubDialer:
     """
     Dials as tests say.
 
-    @ivar answer: fires to let the dial succeed; fails it with an `AllFailed`.
+    @ivar answer: fires to let the newest dial succeed; fails it with an `AllFailed`.
     @ivar cancelled: how often the dial was given up.
     @ivar dials: how many there were.
     """
@@ -131,6 +131,8 @@ class StubDialer:
         tried: Sequence[Target],
     ) -> Deferred[Dialed[UpstreamSide]]:
         self.dials += 1
+        if self.dials > 1:
+            self.answer = Deferred(self._cancelled)
         return Deferred.fromCoroutine(self._dial(pool, target, tried))
 
     async def _dial(
@@ -335,8 +337,7 @@ class QueueTests(SessionTestCase):
         (other,) = [self.pool.elect(None, [self.pool.targets[0]])]
         assert other is not None
         self.session.begin()
-        answer, self.dialer.answer = self.dialer.answer, Deferred()
-        answer.errback(DialFailed("refused", "so it was"))
+        self.dialer.answer.errback(DialFailed("refused", "so it was"))
         self.assertIs(self.session.state, State.QUEUED)
         self.advance(1)
         self.assertEqual(self.dialer.dials, 1, "the one that failed has a place, and is no use")

@@ -307,7 +307,7 @@ class ChangeTests(SynchronousTestCase):
         of.remove()
         self.assertEqual((of.targets, hosts(lost)), ((), "ab"))
         self.assertIsNone(of.elect())
-        self.assertEqual(of.why_none(), "the pool has no targets")
+        self.assertEqual(of.why_none(), "the pool was removed")
 
 
 @define(eq=False)

@@ -71,6 +71,11 @@ class ResolverTests(SynchronousTestCase):
         self.names.answer(*addresses)
         return self.successResultOf(answer)
 
+    def test_what_has_no_form_for_the_dns_is_not_looked_up(self) -> None:
+        for name in ("ü" * 60, "a..b"):
+            self.failureResultOf(self.resolver.resolve(name), DialFailed)
+        self.assertEqual(self.names.asked, [])
+
     def test_literals_are_not_looked_up(self) -> None:
         for literal in ("127.0.0.1", "::1"):
             self.assertEqual(self.successResultOf(self.resolver.resolve(literal)), (literal,))
