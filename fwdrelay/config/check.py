@@ -200,7 +200,12 @@ def _pool(pool: PoolConfig, demo: bool) -> Iterator[Finding]:
             ((*place, "queue"), (*place, "max_sessions"), targets, discover),
         )
     health = pool.health
-    for key, needs, default in (("send", "tcp", ""), ("expect", "tcp", ""), ("path", "http", "/")):
+    for key, needs, default in (
+        ("send", "tcp", ""),
+        ("expect", "tcp", ""),
+        ("path", "http", "/"),
+        ("host", "http", ""),
+    ):
         given = getattr(health, key)
         if given != default and health.check != needs:
             here = (*place, "health", key)

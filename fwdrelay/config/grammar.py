@@ -358,6 +358,17 @@ def parse_request_path(text: str) -> str:
     return text
 
 
+def parse_request_host(text: str) -> str:
+    """
+    @return: what an HTTP request may have in `Host:`; RFC 9110, section 7.2.
+    """
+    if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", text, re.ASCII):
+        raise ValueError(
+            f"{text!r} is not a host: write a name or an address, and :PORT if need be"
+        )
+    return text
+
+
 def parse_regex(text: str) -> str:
     """
     @return: a regular expression for bytes, as Python's `re` takes it.

@@ -94,6 +94,7 @@ class HealthConfig:
     @ivar rise: checks in a row that a target which is down has to pass.
     @ivar fall: checks in a row that a target which is up has to fail.
     @ivar path: that `http` asks for.
+    @ivar host: that it asks for it at, as in `Host:`; empty: the target's own.
     @ivar send: bytes that `tcp` sends, as text with escapes; see `fwdrelay.config.grammar.parse_escapes`.
     @ivar expect: a regular expression that is searched for in what `tcp` is answered.
     @ivar passive_failures: dials in a row that failed; so many mark a target down.
@@ -107,6 +108,7 @@ class HealthConfig:
     rise: int = 2
     fall: int = 3
     path: str = "/"
+    host: str = ""
     send: str = ""
     expect: str = ""
     passive_failures: Count = 0

@@ -53,6 +53,7 @@ from .grammar import (
     parse_network,
     parse_plugin,
     parse_regex,
+    parse_request_host,
     parse_request_path,
     parse_target_or_srv,
 )
@@ -448,6 +449,7 @@ HOOKS: Mapping[type, Mapping[str, Hook]] = {
         "rise": _whole(1),
         "fall": _whole(1),
         "path": _text(parse_request_path),
+        "host": _text(parse_request_host, or_empty=True),
         "send": _text(_escaped),
         "expect": _text(parse_regex),
     },

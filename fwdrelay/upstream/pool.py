@@ -85,7 +85,7 @@ class Pool:
         self._removed = False
         self._health: Health | None = None
         self._followings: dict[DiscoverConfig, Following] = {}
-        self._tiers: list[list[Target]] = []
+        self._tiers: list[tuple[Target, ...]] = []
         self._starting: list[Target] = []
         self._waiting: dict[Waiter, None] = {}
         self._serving: Any = None
@@ -311,8 +311,8 @@ class Pool:
             electable = list(self.targets)
         tiers: dict[tuple[bool, int], list[Target]] = {}
         for target in electable:
-            tiers.setdefault((target.config.backup, target.config.priority), []).append(target)
-        self._tiers = [tiers[rank] for rank in sorted(tiers)]
+            tiers.setdefault(target.tier, []).append(target)
+        self._tiers = [tuple(tiers[rank]) for rank in sorted(tiers)]
         self._limited = any(target.config.max_sessions for target in electable)
 
     # Who is elected.

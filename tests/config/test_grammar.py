@@ -26,6 +26,7 @@ from fwdrelay.config.grammar import (
     parse_plugin,
     parse_port,
     parse_regex,
+    parse_request_host,
     parse_request_path,
     parse_target,
     parse_target_or_srv,
@@ -343,6 +344,12 @@ class HealthTests(GrammarTestCase):
             self.assertEqual(parse_request_path(text), text)
         for text in ("", "health", "/a b", "/a\r\nHost: b", "/é"):
             self.assert_refused(parse_request_path, text, "begins with /")
+
+    def test_hosts_of_requests(self) -> None:
+        for text in ("a", "www.example.com", "10.0.0.7:8080", "[::1]", "[2001:db8::7]:80", "_x"):
+            self.assertEqual(parse_request_host(text), text)
+        for text in ("", "a b", "a\r\nX: y", "http://a", "a/b", "a:", "a:x", "::1", "ü"):
+            self.assert_refused(parse_request_host, text, "is not a host")
 
     def test_regular_expressions(self) -> None:
         for text in ("", r"^\+PONG\r\n", "é", "[[a]"):

@@ -104,7 +104,7 @@ when_all_down = "refuse"
 [pool.db]
 discover = "srv:_db._tcp.example"
 balance = "first"
-health = { check = "http", path = "/health" }
+health = { check = "http", path = "/health", host = "www.example.com" }
 """
 
 
@@ -217,7 +217,7 @@ class MeaningTests(ReadTestCase):
                         name="db",
                         discover=(DiscoverConfig(scheme="srv", argument="_db._tcp.example"),),
                         balance="first",
-                        health=HealthConfig(check="http", path="/health"),
+                        health=HealthConfig(check="http", path="/health", host="www.example.com"),
                     ),
                 ),
             ),

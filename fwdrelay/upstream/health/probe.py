@@ -186,15 +186,19 @@ class Handshake(Probe):
 
 
 class HttpRequest(Probe):
-    """Asks for a page, and wants a status of 2xx or 3xx."""
+    """
+    Asks for a page, and wants a status of 2xx or 3xx.
+
+    @param host: what it asks at; empty: the target's own name or address.
+    """
 
     awaited = "HTTP status"
 
-    def __init__(self, target: TargetConfig, path: str) -> None:
+    def __init__(self, target: TargetConfig, path: str, host: str = "") -> None:
         self.passed = False
         self._request = (
             f"GET {quote(path, safe=_PATH_SAFE)} HTTP/1.1\r\n"
-            f"Host: {_authority(target)}\r\n"
+            f"Host: {host or _authority(target)}\r\n"
             f"User-Agent: fwdrelay/{__version__}\r\n"
             "Accept: */*\r\n"
             "Connection: close\r\n\r\n"

@@ -229,7 +229,7 @@ def _asking(config: HealthConfig) -> Callable[[TargetConfig], Probe]:
     @return: what makes the probe for one connection.
     """
     if config.check == "http":
-        return lambda target: HttpRequest(target, config.path)
+        return lambda target: HttpRequest(target, config.path, config.host)
     if config.check == "tls":
         context = tls_context()
         return lambda target: Handshake(context, target.host)

@@ -112,6 +112,11 @@ class HttpTests(SynchronousTestCase):
         ):
             self.assertIn(b"\r\nHost: " + host + b"\r\n", self.request(target))
 
+    def test_another_host_is_asked_where_that_is_wanted(self) -> None:
+        request = HttpRequest(TargetConfig(path="/run/s"), "/", "www.example.com:81").begin()
+        self.assertIn(b"\r\nHost: www.example.com:81\r\n", request)
+        self.assertEqual(request.count(b"Host: "), 1)
+
     def test_a_path_can_become_nothing_but_a_path(self) -> None:
         request = self.request(self.target, "/a b\r\nX: y\r\n\r\nü")
         self.assertTrue(
