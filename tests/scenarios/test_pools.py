@@ -59,7 +59,7 @@ class PoolScenario(Scenario, every_pump=False):
             self.assertEqual(read_exactly(client, 6), b"answer")
 
 
-class Routes(PoolScenario):
+class Routes(PoolScenario, every_pump=False):
     def test_the_first_route_that_takes_the_client_decides(self) -> None:
         text = f"""
             [[listener]]
@@ -223,7 +223,7 @@ class Queue(PoolScenario):
             each.join()
 
 
-class Health(PoolScenario):
+class Health(PoolScenario, every_pump=False):
     CHECKED = (
         '[pool.main.health]\ncheck = "tcp"\ninterval = "50ms"\ntimeout = "2s"\nrise = 1\nfall = 1\n'
     )
