@@ -22,7 +22,7 @@ from tests.case import SynchronousTestCase
 from tests.scenarios.configured import ConfiguredRelay
 from tests.scenarios.dns_server import DnsServer, dns_server
 from tests.scenarios.programs import folder, free_port
-from tests.scenarios.relay_process import connect
+from tests.scenarios.relay_process import PATIENCE, connect
 
 ROUNDS = 5
 CLIENTS = 4
@@ -80,6 +80,7 @@ HEALTH = (
 
 # A filter (see socket(7)) that lets no packet in: SYNs are dropped.
 _SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 _INSTRUCTION = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
 _NOBODY = struct.pack("HL", 1, ctypes.addressof(_INSTRUCTION))
 
@@ -96,6 +97,13 @@ class Server(http.server.ThreadingHTTPServer):
         self._serving = threading.Thread(target=self.serve_forever, args=(0.02,))
         self._serving.start()
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept. What began while the queue was closed has inherited the filter, and would hear nothing."""
+        accepted, address = super().get_request()
+        with contextlib.suppress(FileNotFoundError):
+            accepted.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        return accepted, address
+
     def kill(self) -> None:
         """
         Answer who is connected, and nobody any more. Who waited in the queue of a socket that is closed would be
@@ -111,6 +119,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Answer(http.server.BaseHTTPRequestHandler):
     server: Any
+    timeout = PATIENCE
 
     def do_GET(self) -> None:
         answer = self.server.answers.encode()
