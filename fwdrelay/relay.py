@@ -498,4 +498,4 @@ def _told(before: Config, after: Config) -> str:
         parts += [f"{word} {', '.join(names)} {did}" for did, names in groups if names]
     if before.relay != after.relay:
         parts.append("the relay's own settings changed")
-    return "; ".join(parts)
+    return "; ".join(parts) or "only the order of its tables has changed"

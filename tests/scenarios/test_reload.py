@@ -96,6 +96,15 @@ class Reload(Scenario, every_pump=False):
             relay.reload()
             relay.wait_for_line("in force: nothing in it has changed")
 
+    def test_the_same_in_another_order(self) -> None:
+        with Upstream() as upstream:
+            other = '[pool.other]\ntargets = ["127.0.0.1:9"]\n'
+            with self.configured(web(upstream.target) + other) as relay:
+                relay.reload(other + web(upstream.target))
+                relay.wait_for_line("in force: only the order of its tables has changed")
+                with relay.connect(), upstream.accept():
+                    pass
+
     def test_listeners_come_and_go(self) -> None:
         with Upstream() as upstream, self.configured(web(upstream.target)) as relay:
             second = f'[[listener]]\nname = "two"\nlisten = [{ANY_PORT}]\npool = "web"\n'
