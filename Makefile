@@ -5,6 +5,7 @@ VENV ?= .venv
 PORT ?= 5678
 TARGET ?=
 ARGS ?=
+FUZZ_SECONDS ?= 60
 
 bin := $(VENV)/bin
 python := $(bin)/python
@@ -14,11 +15,11 @@ metadata := setup.py pyproject.toml fwdrelay/_version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run venv dev test trial check bench format clean
+.PHONY: help run venv dev test trial check fuzz bench format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "variables: PORT, TARGET, ARGS, PYTHON, VENV"
+	@echo "variables: PORT, TARGET, ARGS, FUZZ_SECONDS, PYTHON, VENV"
 
 run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), with more options in ARGS
 	@echo "Relaying port $(PORT) to $(or $(TARGET),a page of its own). Try: curl -s localhost:$(PORT)   Stop with Ctrl-C."
@@ -45,6 +46,9 @@ check: $(VENV)/.dev ## lint, format, types, floors, and that pytest and trial fi
 	$(python) -m pytest -q -p no:randomly tests/test_floors.py
 	$(python) -m tests.agreement
 
+fuzz: $(VENV)/.dev ## feed the parsers damaged input for FUZZ_SECONDS; ARGS go to it (see --help)
+	$(python) -m fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
 bench: $(VENV)/.bench ## measure against other relays, to build/bench.json and .png; ARGS go to it (see --help)
 	@mkdir -p build
 	$(python) -m bench --json build/bench.json --plot build/bench.png $(ARGS)
@@ -56,7 +60,7 @@ format: $(VENV)/.dev ## put the code in its one format
 clean: ## remove what make and the tools made, VENV too
 	rm -rf $(VENV) build dist fwdrelay.egg-info .coverage .coverage.* \
 	  .mypy_cache .ruff_cache .hypothesis _trial_temp* twisted/plugins/dropin.cache
-	find bench fwdrelay tests twisted -name __pycache__ -prune -exec rm -rf {} +
+	find bench fuzz fwdrelay tests twisted -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment. Each stamp stands for what was installed as the metadata told when it was made.
 # A venv that failed half way leaves no stamp, and is made good the next time.

@@ -1,4 +1,4 @@
-"""`fwdrelay.wire.proxyprotocol`, held against the text of the specification."""
+"""What `fwdrelay.wire.proxyprotocol.headers` sends, held against the text of the specification."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import struct
 
 from hypothesis import given
-from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 from fwdrelay.wire.proxyprotocol import (
@@ -19,25 +18,10 @@ from fwdrelay.wire.proxyprotocol import (
     local_header,
 )
 from tests.case import SynchronousTestCase
+from tests.wire.proxyprotocol.values import any_address, ipv4, ipv6
 
 # As many as section 2.1 counts for each family.
 LONGEST_TCP4, LONGEST_TCP6 = 56, 104
-PORTS = st.integers(0, 65535)
-
-
-def ipv4(host: str, port: int) -> IPv4Address:
-    return IPv4Address("TCP", host, port)
-
-
-def ipv6(host: str, port: int) -> IPv6Address:
-    return IPv6Address("TCP", host, port)
-
-
-def any_address() -> st.SearchStrategy[IPv4Address | IPv6Address]:
-    return st.one_of(
-        st.builds(ipv4, st.ip_addresses(v=4).map(str), PORTS),
-        st.builds(ipv6, st.ip_addresses(v=6).map(str), PORTS),
-    )
 
 
 def plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
