@@ -11,23 +11,28 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from twisted.application.service import IService, MultiService
 from twisted.python import usage
 
 from .config import (
+    ACCEPT_PROXY,
     ACCESS_LOG_FORMATS,
     BALANCES,
     PUMPS,
+    SEND_PROXY,
     Admit,
     Config,
     DiscoverConfig,
     ListenerConfig,
+    ListenerTLSConfig,
     PoolConfig,
+    ProxyProtocolConfig,
     RelayConfig,
     TargetConfig,
     Timeouts,
+    UpstreamTLSConfig,
 )
 from .config.check import did_you_mean, printable, problems
 from .config.grammar import (
@@ -38,12 +43,14 @@ from .config.grammar import (
     parse_count,
     parse_duration,
     parse_endpoint,
+    parse_file,
     parse_log,
     parse_nameserver,
     parse_network,
     parse_port,
     parse_target_or_srv,
 )
+from .config.names import parse_identity, parse_upstream_name
 from .errors import ConfigError, ConfigErrors
 from .process.signals import Signals
 
@@ -65,6 +72,21 @@ _ATTRIBUTES = {
     "nameserver": "nameservers",
 }
 """Options that win over a file, and the keys of its [relay] table."""
+_REPEATED = (
+    *("listen", "target", "allow", "deny", "nameserver"),
+    *("tls-cert", "tls-key", "tls-allow"),
+)
+"""Options that may be given more than once."""
+_GOES_WITH = {
+    "tls-key": "tls-cert",
+    "tls-client-ca": "tls-cert",
+    "tls-allow": "tls-client-ca",
+    "upstream-ca": "upstream-tls",
+    "upstream-name": "upstream-tls",
+    "upstream-cert": "upstream-tls",
+    "upstream-key": "upstream-cert",
+}
+"""Options that mean nothing without another."""
 _PLACES = {
     "port": "listen of a [[listener]]",
     "interface": "listen of a [[listener]]",
@@ -79,6 +101,17 @@ _PLACES = {
     "max-sessions-per-client": "admit.sessions_per_client of a [[listener]]",
     "allow": "admit.allow of a [[listener]]",
     "deny": "admit.deny of a [[listener]]",
+    "tls-cert": "tls.certificate of a [[listener]]",
+    "tls-key": "tls.key of a [[listener]]",
+    "tls-client-ca": "tls.client_ca of a [[listener]]",
+    "tls-allow": "tls.allow_identities of a [[listener]]",
+    "accept-proxy": "proxy_protocol.accept of a [[listener]]",
+    "upstream-tls": "a table [pool.NAME.tls]",
+    "upstream-ca": "tls.ca of a [pool.NAME]",
+    "upstream-name": "tls.name of a [pool.NAME]",
+    "upstream-cert": "tls.certificate of a [pool.NAME]",
+    "upstream-key": "tls.key of a [pool.NAME]",
+    "send-proxy": "send_proxy of a [pool.NAME]",
 }
 """Where in a file those belong that can't be told beside one."""
 _OPTION_OF = {
@@ -87,8 +120,23 @@ _OPTION_OF = {
     f"pool.{_NAME}.targets": "--target",
     f"pool.{_NAME}.discover": "--target",
     f"pool.{_NAME}.balance": "--balance",
+    "listener[0].tls": "--tls-cert",
+    "listener[0].tls.certificate": "--tls-cert",
+    "listener[0].tls.key": "--tls-key",
+    "listener[0].tls.client_ca": "--tls-client-ca",
+    "listener[0].tls.allow_identities": "--tls-allow",
+    f"pool.{_NAME}.tls": "--upstream-tls",
+    f"pool.{_NAME}.tls.name": "--upstream-name",
+    f"pool.{_NAME}.tls.ca": "--upstream-ca",
+    f"pool.{_NAME}.tls.certificate": "--upstream-cert",
+    f"pool.{_NAME}.tls.key": "--upstream-key",
 }
-"""What is told of a place in a configuration that comes from options."""
+"""The option that is told of instead of a place in a configuration that comes from options."""
+
+
+def _path(text: str) -> str:
+    """The path of a file from where twistd was started, as it may go to another folder."""
+    return text and os.path.abspath(text)
 
 
 class Options(usage.Options):
@@ -102,7 +150,7 @@ class Options(usage.Options):
     synopsis = "[options]  (for example: --port 5678 --target localhost:80)"
     longdesc = "Relay TCP connections, losing nothing. Durations: 500ms, 30s, 5m, 1h; 0 is off."
 
-    optParameters = [
+    optParameters: ClassVar[list[list[Any]]] = [
         ["port", "p", None, "TCP port to listen on; 0: a free one, which is logged"],
         ["interface", None, None, "address for --port [default: all, IPv6 and IPv4]"],
         [
@@ -122,10 +170,36 @@ class Options(usage.Options):
         ["max-sessions-per-client", None, "0", "open at a time from one address; 0: no limit"],
         ["access-log", None, "stdout", "where each ended session is told: off, stdout or a file"],
         ["access-log-format", None, "json", f"{' or '.join(ACCESS_LOG_FORMATS)} (HAProxy's)"],
+        [
+            "tls-client-ca",
+            None,
+            None,
+            "PEM file of who vouches for clients: ask them for certificates",
+            _path,
+        ],
+        ["accept-proxy", None, "off", f"PROXY header from clients: {', '.join(ACCEPT_PROXY)}"],
+        [
+            "upstream-ca",
+            None,
+            None,
+            "PEM file of who vouches for targets [default: the system's]",
+            _path,
+        ],
+        ["upstream-name", None, None, "that targets have to prove [default: the target's host]"],
+        [
+            "upstream-cert",
+            None,
+            None,
+            "PEM file: our certificate and its chain, for targets",
+            _path,
+        ],
+        ["upstream-key", None, None, "PEM file: its key [default: in --upstream-cert]", _path],
+        ["send-proxy", None, "off", f"PROXY header to targets: {', '.join(SEND_PROXY)}"],
         ["pump", None, "auto", f"how bytes are moved: {', '.join(PUMPS)}"],
         ["config", None, None, "TOML file that says all of it, and more; SIGHUP reads it again"],
     ]
     optFlags = [
+        ["upstream-tls", None, "speak TLS to targets, who have to prove who they are"],
         ["demo", None, "relay to an embedded demonstration page"],
         ["check", None, "say what is wrong with options and file, or that nothing is, and exit"],
     ]
@@ -137,21 +211,23 @@ class Options(usage.Options):
             "access-log": usage.CompleteFiles(),
             "config": usage.CompleteFiles("*.toml"),
             "interface": usage.CompleteNetInterfaces(),
+            "tls-cert": usage.CompleteFiles("*.(pem|crt)"),
+            "tls-key": usage.CompleteFiles("*.(pem|key)"),
+            "tls-client-ca": usage.CompleteFiles("*.(pem|crt)"),
+            "upstream-ca": usage.CompleteFiles("*.(pem|crt)"),
+            "upstream-cert": usage.CompleteFiles("*.(pem|crt)"),
+            "upstream-key": usage.CompleteFiles("*.(pem|key)"),
+            "accept-proxy": usage.CompleteList(ACCEPT_PROXY),
+            "send-proxy": usage.CompleteList(SEND_PROXY),
         },
-        multiUse=["listen", "target", "allow", "deny", "nameserver"],
+        multiUse=[*_REPEATED],
     )
 
     config: Config
 
     def __init__(self) -> None:
         super().__init__()
-        self._repeated: dict[str, list[str]] = {
-            "listen": [],
-            "target": [],
-            "allow": [],
-            "deny": [],
-            "nameserver": [],
-        }
+        self._repeated: dict[str, list[str]] = {name: [] for name in _REPEATED}
         self._file = ""
         self._overrides: dict[str, object] = {}
 
@@ -172,6 +248,18 @@ class Options(usage.Options):
     def opt_deny(self, network: str) -> None:
         """Who may not connect, repeatable; wins over --allow"""
         self._repeated["deny"].append(network)
+
+    def opt_tls_cert(self, file: str) -> None:
+        """PEM file to terminate TLS with, a certificate and its chain; repeatable: ECDSA and RSA"""
+        self._repeated["tls-cert"].append(_path(file))
+
+    def opt_tls_key(self, file: str) -> None:
+        """PEM file: its key [default: in --tls-cert]; repeatable, as --tls-cert"""
+        self._repeated["tls-key"].append(_path(file))
+
+    def opt_tls_allow(self, identity: str) -> None:
+        """Client certificates that may enter, repeatable: cn:…, ou:…, dns:…, uri:…, ip:… [default: all verified]"""
+        self._repeated["tls-allow"].append(identity)
 
     def opt_nameserver(self, address: str) -> None:
         """Name server that discovery asks, repeatable: ADDR or ADDR:PORT [default: the system's]"""
@@ -235,11 +323,9 @@ class Options(usage.Options):
             config = self._make_config()
         except ConfigError as wrong:
             raise ConfigErrors([wrong]) from None
-        found = [*problems(config), *parts.problems(config, reactor)]
+        found = problems(config, lambda config: parts.problems(config, reactor))
         if found:
-            raise ConfigErrors(
-                [ConfigError(_OPTION_OF.get(e.where, e.where), e.problem) for e in found]
-            )
+            raise ConfigErrors([ConfigError(_option_of(e.where), e.problem) for e in found])
         return config
 
     def _prepare_to_read(self, arguments: Sequence[str]) -> None:
@@ -293,6 +379,10 @@ class Options(usage.Options):
     def _value(self, option: str, parse: Callable[[str], T]) -> T:
         return _parsed(f"--{option}", parse, self[option])
 
+    def _value_or_empty(self, option: str, parse: Callable[[str], str]) -> str:
+        """Of an option without a default; empty, if it is not given."""
+        return "" if self[option] is None else self._value(option, parse)
+
     def _values(self, option: str, parse: Callable[[str], T]) -> tuple[T, ...]:
         return tuple(_parsed(f"--{option}", parse, text) for text in self._repeated[option])
 
@@ -301,7 +391,16 @@ class Options(usage.Options):
             raise ConfigError(f"--{option}", f"{self[option]!r} is not one of {', '.join(choices)}")
         return self[option]
 
+    def _is_given(self, option: str) -> bool:
+        """Of an option without a default, or a flag."""
+        if option in _REPEATED:
+            return bool(self._repeated[option])
+        return self[option] not in (None, 0)
+
     def _make_config(self) -> Config:
+        for option, needed in _GOES_WITH.items():
+            if self._is_given(option) and not self._is_given(needed):
+                raise ConfigError(f"--{option}", f"it goes with --{needed}")
         return Config(
             listeners=(
                 ListenerConfig(
@@ -319,6 +418,10 @@ class Options(usage.Options):
                         allow=self._values("allow", parse_network),
                         deny=self._values("deny", parse_network),
                         sessions_per_client=self._value("max-sessions-per-client", parse_count),
+                    ),
+                    tls=self._listener_tls(),
+                    proxy_protocol=ProxyProtocolConfig(
+                        accept=self._choice("accept-proxy", ACCEPT_PROXY)
                     ),
                 ),
             ),
@@ -353,11 +456,37 @@ class Options(usage.Options):
                 if targets
                 else f"nothing to relay to: give --target {TARGET_GRAMMAR}; or --demo",
             )
+        if self["demo"] and self["upstream-tls"]:
+            raise ConfigError("--upstream-tls", "not beside --demo, whose page speaks no TLS")
+        if self["demo"] and self["send-proxy"] != "off":
+            raise ConfigError("--send-proxy", "not beside --demo, whose page expects no header")
         return PoolConfig(
             name=_NAME,
             targets=tuple(each for each in targets if isinstance(each, TargetConfig)),
             discover=tuple(each for each in targets if isinstance(each, DiscoverConfig)),
             balance=balance,
+            send_proxy=self._choice("send-proxy", SEND_PROXY),
+            tls=self._upstream_tls(),
+        )
+
+    def _listener_tls(self) -> ListenerTLSConfig | None:
+        if not self._is_given("tls-cert"):
+            return None
+        return ListenerTLSConfig(
+            certificate=self._values("tls-cert", parse_file),
+            key=self._values("tls-key", parse_file),
+            client_ca=self._value_or_empty("tls-client-ca", parse_file),
+            allow_identities=self._values("tls-allow", parse_identity),
+        )
+
+    def _upstream_tls(self) -> UpstreamTLSConfig | None:
+        if not self["upstream-tls"]:
+            return None
+        return UpstreamTLSConfig(
+            name=self._value_or_empty("upstream-name", parse_upstream_name),
+            ca=self._value_or_empty("upstream-ca", parse_file),
+            certificate=self._value_or_empty("upstream-cert", parse_file),
+            key=self._value_or_empty("upstream-key", parse_file),
         )
 
     def _endpoints(self) -> tuple[str, ...]:
@@ -379,6 +508,11 @@ def _parsed(where: str, parse: Callable[[str], T], text: str) -> T:
         return parse(text)
     except ValueError as wrong:
         raise ConfigError(where, str(wrong)) from None
+
+
+def _option_of(where: str) -> str:
+    """What an operator gave for what stands at a place."""
+    return _OPTION_OF.get(re.sub(r"\[[0-9]+\]$", "", where)) or _OPTION_OF.get(where, where)
 
 
 def _exit(status: int, *sentences: str) -> NoReturn:

@@ -14,6 +14,7 @@ from unittest import mock
 from twisted.application.service import IService, IServiceMaker
 from twisted.plugin import getPlugins
 
+from fwdrelay import parts
 from fwdrelay.config import (
     ACCESS_LOG_FORMATS,
     BALANCES,
@@ -21,14 +22,18 @@ from fwdrelay.config import (
     Admit,
     Config,
     DiscoverConfig,
+    IdentityPattern,
     ListenerConfig,
+    ListenerTLSConfig,
     PoolConfig,
+    ProxyProtocolConfig,
     RelayConfig,
     TargetConfig,
     Timeouts,
+    UpstreamTLSConfig,
 )
 from fwdrelay.config.grammar import parse_network
-from fwdrelay.errors import ConfigErrors
+from fwdrelay.errors import ConfigError, ConfigErrors
 from fwdrelay.tap import EX_CONFIG, EX_USAGE, Options
 from tests.case import SynchronousTestCase
 
@@ -163,6 +168,13 @@ class OptionsTests(TapTestCase):
             ),
         )
 
+    def test_proxy_protocol(self) -> None:
+        self.assertEqual(
+            self.listener("--accept-proxy", "optional").proxy_protocol,
+            ProxyProtocolConfig(accept="optional"),
+        )
+        self.assertEqual(self.pool(*LEAST, "--send-proxy", "v2").send_proxy, "v2")
+
     def test_choices(self) -> None:
         for option, field, choices in (
             ("--pump", "pump", PUMPS),
@@ -212,6 +224,142 @@ class OptionsTests(TapTestCase):
         self.assertIn("nothing is wrong", stdout.getvalue())
 
 
+class TLSTests(TapTestCase):
+    """TLS by options. Whether the files are there is for others to find out, and not looked at here."""
+
+    def setUp(self) -> None:
+        self.problems: list[ConfigError] = []
+        self.patch(parts, "problems", lambda config, reactor: self.problems)
+
+    def test_it_is_off(self) -> None:
+        self.assertIsNone(self.listener().tls)
+        self.assertIsNone(self.pool(*LEAST).tls)
+
+    def test_terminated(self) -> None:
+        self.assertEqual(
+            self.listener("--tls-cert", "/etc/web.pem").tls,
+            ListenerTLSConfig(certificate=("/etc/web.pem",)),
+        )
+        self.assertEqual(
+            self.listener(
+                *("--tls-cert", "/ec.pem", "--tls-key", "/ec.key", "--tls-cert", "/rsa.pem"),
+                *("--tls-key", "/rsa.key", "--tls-client-ca", "/ca.pem"),
+                *("--tls-allow", "dns:*.Example.com", "--tls-allow", "cn:web"),
+            ).tls,
+            ListenerTLSConfig(
+                certificate=("/ec.pem", "/rsa.pem"),
+                key=("/ec.key", "/rsa.key"),
+                client_ca="/ca.pem",
+                allow_identities=(
+                    IdentityPattern("dns", "*.example.com"),
+                    IdentityPattern("cn", "web"),
+                ),
+            ),
+        )
+
+    def test_originated(self) -> None:
+        self.assertEqual(self.pool(*LEAST, "--upstream-tls").tls, UpstreamTLSConfig())
+        self.assertEqual(
+            self.pool(
+                *LEAST,
+                *("--upstream-tls", "--upstream-name", "Db.Example.com", "--upstream-ca", "/ca"),
+                *("--upstream-cert", "/us.pem", "--upstream-key", "/us.key"),
+            ).tls,
+            UpstreamTLSConfig(
+                name="db.example.com", ca="/ca", certificate="/us.pem", key="/us.key"
+            ),
+        )
+
+    def test_files_are_relative_to_where_it_was_started(self) -> None:
+        options = Options()
+        options.parseOptions(
+            (
+                *(*LEAST, "--upstream-tls"),
+                *("--tls-cert=a", "--tls-key=b", "--tls-client-ca=c"),
+                *("--upstream-ca=d", "--upstream-cert=e", "--upstream-key=../f"),
+            )
+        )
+        before = Path.cwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir("/")
+        config = options.read()
+        tls, upstream = config.listeners[0].tls, config.pools[0].tls
+        assert tls is not None and upstream is not None
+        self.assertEqual(
+            (*tls.certificate, *tls.key, tls.client_ca),
+            tuple(str(before / each) for each in "abc"),
+        )
+        self.assertEqual(
+            (upstream.ca, upstream.certificate, upstream.key),
+            (str(before / "d"), str(before / "e"), str(before.parent / "f")),
+        )
+
+    def test_values_that_are_none(self) -> None:
+        terminated = (*LEAST, "--tls-cert=a", "--tls-client-ca=c")
+        originated = (*LEAST, "--upstream-tls", "--upstream-cert=a")
+        for least, option, value, words in (
+            (terminated, "--tls-cert", "", "it is empty: write the path of a file"),
+            (terminated, "--tls-key", "", "it is empty"),
+            ((*terminated, "--tls-cert=b"), "--tls-key", "b", "its key, in the same order"),
+            (terminated, "--tls-client-ca", "", "it is empty"),
+            (terminated, "--tls-allow", "web", "write one of cn:NAME, "),
+            (terminated, "--tls-allow", "dsn:web", "did you mean dns?"),
+            (originated, "--upstream-ca", "", "it is empty"),
+            (originated, "--upstream-cert", "", "it is empty"),
+            (originated, "--upstream-key", "", "it is empty"),
+            (originated, "--upstream-name", "a:443", "has no port"),
+        ):
+            told = self.refused(*least, f"{option}={value}")
+            self.assertIn(f"fwdrelay: {option}: ", told)
+            self.assertIn(words, told)
+
+    def test_what_is_missing(self) -> None:
+        for arguments, option, words in (
+            (("--tls-key", "a"), "--tls-key", "it goes with --tls-cert"),
+            (("--tls-client-ca", "a"), "--tls-client-ca", "it goes with --tls-cert"),
+            (("--tls-cert=a", "--tls-allow=cn:a"), "--tls-allow", "it goes with --tls-client-ca"),
+            (("--upstream-ca", "a"), "--upstream-ca", "it goes with --upstream-tls"),
+            (("--upstream-ca", ""), "--upstream-ca", "it goes with --upstream-tls"),
+            (("--upstream-name", "a"), "--upstream-name", "it goes with --upstream-tls"),
+            (("--upstream-cert", "a"), "--upstream-cert", "it goes with --upstream-tls"),
+            (
+                ("--upstream-tls", "--upstream-key", "a"),
+                "--upstream-key",
+                "it goes with --upstream-cert",
+            ),
+            (
+                ("--upstream-tls", "--target", "unix:/run/app"),
+                "--upstream-name",
+                "'unix:/run/app' is no name",
+            ),
+        ):
+            told = self.refused(*LEAST, *arguments)
+            self.assertIn(f"fwdrelay: {option}: ", told)
+            self.assertIn(words, told)
+
+    def test_the_demonstration_page_has_neither_tls_nor_headers(self) -> None:
+        for option in ("--upstream-tls", "--send-proxy=v1"):
+            told = self.refused("-p", "1", "--demo", option)
+            self.assertIn(f"fwdrelay: {option.partition('=')[0]}: not beside --demo", told)
+
+    def test_what_is_wrong_with_files_is_told_of_their_options(self) -> None:
+        for place, option in (
+            ("listener[0].tls.certificate", "--tls-cert"),
+            ("listener[0].tls.certificate[1]", "--tls-cert"),
+            ("listener[0].tls.key", "--tls-key"),
+            ("listener[0].tls.key[0]", "--tls-key"),
+            ("listener[0].tls.client_ca", "--tls-client-ca"),
+            ("listener[0].tls", "--tls-cert"),
+            ("pool.main.tls", "--upstream-tls"),
+            ("pool.main.tls.ca", "--upstream-ca"),
+            ("pool.main.tls.certificate", "--upstream-cert"),
+            ("pool.main.tls.key", "--upstream-key"),
+        ):
+            self.problems = [ConfigError(place, "it cannot be read")]
+            told = self.refused(*LEAST)
+            self.assertTrue(told.startswith(f"fwdrelay: {option}: it cannot be read "), told)
+
+
 class RefusedTests(TapTestCase):
     def test_values_that_are_none(self) -> None:
         for option, value, words in (
@@ -245,6 +393,8 @@ class RefusedTests(TapTestCase):
             ("--deny", "10.0.0.0/33", "is not a network"),
             ("--access-log-format", "xml", ", ".join(ACCESS_LOG_FORMATS)),
             ("--pump", "bicycle", ", ".join(PUMPS)),
+            ("--accept-proxy", "v2", "off, optional, required"),
+            ("--send-proxy", "v3", "off, v1, v2"),
         ):
             told = self.refused(*LEAST, f"{option}={value}")
             self.assertIn(f"fwdrelay: {option}: ", told)
@@ -372,6 +522,17 @@ class FileTests(TapTestCase):
             (("--max-sessions-per-client", "1"), "admit.sessions_per_client of a [[listener]]"),
             (("--allow", "::1"), "admit.allow of a [[listener]]"),
             (("--deny", "::1"), "admit.deny of a [[listener]]"),
+            (("--tls-cert", "a"), "tls.certificate of a [[listener]]"),
+            (("--tls-key", "a"), "tls.key of a [[listener]]"),
+            (("--tls-client-ca", "a"), "tls.client_ca of a [[listener]]"),
+            (("--tls-allow", "cn:a"), "tls.allow_identities of a [[listener]]"),
+            (("--accept-proxy", "off"), "proxy_protocol.accept of a [[listener]]"),
+            (("--upstream-tls",), "a table [pool.NAME.tls]"),
+            (("--upstream-ca", "a"), "tls.ca of a [pool.NAME]"),
+            (("--upstream-name", "a"), "tls.name of a [pool.NAME]"),
+            (("--upstream-cert", "a"), "tls.certificate of a [pool.NAME]"),
+            (("--upstream-key", "a"), "tls.key of a [pool.NAME]"),
+            (("--send-proxy", "v1"), "send_proxy of a [pool.NAME]"),
             (("--demo",), "the targets stand in the file"),
         ):
             told = self.refused("--config", str(self.path), *arguments)

@@ -2,7 +2,8 @@
 What no single value of a configuration can tell: whether its parts fit each other.
 
 Pure; for files and command lines alike. Whether a value is right by itself is told where it is read
-(`fwdrelay.config.read`), whether a plugin exists by whoever loads them.
+(`fwdrelay.config.read`), whether a plugin exists by whoever loads them, whether a certificate is good by
+whoever reads its file.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ import ipaddress
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ..errors import ConfigError
 from .grammar import Endpoint
-from .model import Config, ListenerConfig, PoolConfig, TargetConfig
+from .model import (
+    Config,
+    ListenerConfig,
+    ListenerTLSConfig,
+    PoolConfig,
+    RouteConfig,
+    TargetConfig,
+    UpstreamTLSConfig,
+)
 
 Place: TypeAlias = tuple[str | int, ...]
 """Where something stands in a configuration file: `("listener", 0, "timeouts", "idle")`."""
+
+Check: TypeAlias = Callable[[Config], Iterable[ConfigError]]
+"""What finds more that is wrong with a configuration."""
 
 _COUNTLESS = ("dns", "srv")
 """Discoveries that find no limits of sessions."""
@@ -87,11 +99,36 @@ def _meet(one: Place, other: Place) -> bool:
     return one[:length] == other[:length]
 
 
-def problems(config: Config) -> list[ConfigError]:
+def problems(config: Config, more: Check | None = None) -> list[ConfigError]:
     """
-    @return: all that is wrong with how the parts of a configuration fit.
+    @param more: what else may be wrong.
+    @return: all that is wrong with how the parts of a configuration fit, and then what else.
     """
-    return [ConfigError(place_text(found.place), found.problem) for found in findings(config)]
+    found = list(findings(config))
+    errors = [ConfigError(place_text(each.place), each.problem) for each in found]
+    if more is not None:
+        errors.extend(more(without_tls_at(config, (each.place for each in found))))
+    return errors
+
+
+def without_tls_at(config: Config, places: Iterable[Place]) -> Config:
+    """
+    @param places: where something is wrong.
+    @return: a configuration without the `tls` that has one of these places: its files are not worth a look, as
+        they would be found wanting for what was not written.
+    """
+    tables = {place[:3] for place in places}
+    return evolve(
+        config,
+        listeners=tuple(
+            evolve(listener, tls=None) if ("listener", index, "tls") in tables else listener
+            for index, listener in enumerate(config.listeners)
+        ),
+        pools=tuple(
+            evolve(pool, tls=None) if ("pool", pool.name, "tls") in tables else pool
+            for pool in config.pools
+        ),
+    )
 
 
 def findings(config: Config) -> Iterator[Finding]:
@@ -146,15 +183,84 @@ def _listener(place: Place, listener: ListenerConfig, pools: Sequence[str]) -> I
         )
     if listener.pool:
         yield from _pool_named((*place, "pool"), listener.pool, pools)
+    proxied = listener.proxy_protocol
+    if proxied.trusted and proxied.accept == "off":
+        here = (*place, "proxy_protocol")
+        yield Finding(
+            (*here, "trusted"),
+            'no header is read that could be believed: give it accept = "required", or "optional"',
+            ((*here, "trusted"), (*here, "accept")),
+        )
+    if listener.tls is not None:
+        yield from _listener_tls((*place, "tls"), listener.tls)
     for index, route in enumerate(listener.routes):
         here = (*place, "route", index)
-        if not route.client:
+        if not (route.sni or route.alpn or route.client):
             yield Finding(
                 here,
-                "it has no condition, so it would take everybody: give it client = [...], or make its pool "
-                "the listener's own",
+                "it has no condition, so it would take everybody: give it sni, alpn or client = [...], or "
+                "make its pool the listener's own",
             )
+        yield from _route_alpn(place, index, route, listener.tls)
         yield from _pool_named((*here, "pool"), route.pool, pools)
+
+
+def _route_alpn(
+    place: Place, index: int, route: RouteConfig, tls: ListenerTLSConfig | None
+) -> Iterator[Finding]:
+    """@param tls: that of the listener, which decides what can be agreed on."""
+    if tls is None or not route.alpn or set(route.alpn) & set(tls.alpn):
+        return
+    here, agreed = (*place, "route", index, "alpn"), (*place, "tls", "alpn")
+    which = f"only {', '.join(tls.alpn)}" if tls.alpn else "nothing"
+    yield Finding(
+        here,
+        f"nobody would ever come here: {which} can be agreed on with clients; see {place_text(agreed)}",
+        (here, agreed),
+    )
+
+
+def _listener_tls(place: Place, tls: ListenerTLSConfig) -> Iterator[Finding]:
+    yield from _certificates(place, tls.certificate, tls.key)
+    if tls.allow_identities and not tls.client_ca:
+        here = (*place, "allow_identities")
+        yield Finding(
+            here,
+            "without client_ca, clients are not asked who they are: say whose word is taken for it",
+            (here, (*place, "client_ca")),
+        )
+    seen: dict[str, Place] = {}
+    for index, other in enumerate(tls.sni):
+        names = (*place, "sni", index, "names")
+        if not other.names:
+            yield Finding(names, 'it is empty: write ["*.example.com"], for example')
+        for name in other.names:
+            before = seen.setdefault(name, names)
+            if before != names:
+                yield Finding(
+                    names,
+                    f"{name!r} has its certificate at {place_text(before)} already: leave one out",
+                    (names, before),
+                )
+        for name, count in Counter(other.names).items():
+            if count > 1:
+                yield Finding(names, f"{name!r} is there twice", ())
+        yield from _certificates((*place, "sni", index), other.certificate, other.key)
+
+
+def _certificates(
+    place: Place, certificate: Sequence[str], key: Sequence[str]
+) -> Iterator[Finding]:
+    if not certificate:
+        yield Finding((*place, "certificate"), 'it is empty: write "web.pem", for example')
+    elif key and len(key) != len(certificate):
+        here = (*place, "key")
+        yield Finding(
+            here,
+            f"their number is {len(key)}, that of certificates {len(certificate)}: give each certificate "
+            "its key, in the same order; or none, where each stands in its certificate's file",
+            (here, (*place, "certificate")),
+        )
 
 
 def _pool_named(place: Place, name: str, pools: Sequence[str]) -> Iterator[Finding]:
@@ -199,6 +305,8 @@ def _pool(pool: PoolConfig, demo: bool) -> Iterator[Finding]:
             "nobody would ever wait: give the pool max_sessions, or its targets ,max-sessions=N",
             ((*place, "queue"), (*place, "max_sessions"), targets, discover),
         )
+    if pool.tls is not None:
+        yield from _upstream_tls(place, pool.tls, pool.targets)
     health = pool.health
     for key, needs, default in (
         ("send", "tcp", ""),
@@ -214,6 +322,23 @@ def _pool(pool: PoolConfig, demo: bool) -> Iterator[Finding]:
                 f'{given!r} goes with check = "{needs}" only, and check is "{health.check}"',
                 (here, (*place, "health", "check")),
             )
+
+
+def _upstream_tls(
+    place: Place, tls: UpstreamTLSConfig, targets: Sequence[TargetConfig]
+) -> Iterator[Finding]:
+    """@param place: of the pool."""
+    key, certificate = (*place, "tls", "key"), (*place, "tls", "certificate")
+    if tls.key and not tls.certificate:
+        yield Finding(key, "it goes with a certificate: say which", (key, certificate))
+    nameless = next((target.address for target in targets if target.path), "")
+    if nameless and tls.verify and not tls.name:
+        name = (*place, "tls", "name")
+        yield Finding(
+            name,
+            f"{nameless!r} is no name that a certificate could be for: say which name to expect there",
+            (name, (*place, "tls", "verify"), (*place, "targets")),
+        )
 
 
 def _other_family(host: str, bind: str) -> bool:

@@ -1,5 +1,5 @@
 """
-The small languages of options: durations, counts, targets, networks, endpoints and so on.
+The small languages of options: durations, rates, targets, networks, endpoints and so on.
 
 Text in, value out. Each function raises `ValueError` with a message that says what was found and
 what would be accepted; whoever calls knows where the text stood.
@@ -17,9 +17,10 @@ from attrs import frozen
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.endpoints import serverFromString
 
-from .model import BALANCES, DiscoverConfig, Network, TargetConfig
+from .model import BALANCES, DiscoverConfig, Network, Rate, TargetConfig
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_RATE = re.compile(r"([0-9]{1,9})/(s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _HOST = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -69,6 +70,18 @@ def parse_count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text.strip()):
         raise ValueError(f"{text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def parse_rate(text: str) -> Rate:
+    """
+    @return: so many in a second, a minute or an hour: `100/s`, `10/m`, `5/h`; `0` is off.
+    """
+    match = _RATE.fullmatch(text.strip())
+    if match is None and text.strip() != "0":
+        raise ValueError(f"{text!r} is not a rate: write 100/s, 10/m, 5/h, or 0 for off")
+    if match is None or not int(match[1]):
+        return Rate()
+    return Rate(int(match[1]), _SECONDS[match[2]])
 
 
 def parse_port(text: str, lowest: int = 1) -> int:
@@ -412,6 +425,17 @@ def parse_log(text: str) -> str:
         raise ValueError(
             f"{text!r} is not where a log can go: write off, stdout or the path of a file"
         )
+    return text
+
+
+def parse_file(text: str) -> str:
+    """
+    @return: the path of a file, whether there is one or not.
+    """
+    if not text:
+        raise ValueError("it is empty: write the path of a file")
+    if "\0" in text:
+        raise ValueError(f"{text!r}: a path has no NUL")
     return text
 
 

@@ -21,12 +21,17 @@ Count: TypeAlias = Annotated[int, "count"]
 BALANCES = ("round-robin", "least-sessions", "random-two", "source-hash", "first")
 PUMPS = ("auto", "splice", "buffered")
 ACCESS_LOG_FORMATS = ("json", "tcplog")
+ACCEPT_PROXY = ("off", "optional", "required")
+SEND_PROXY = ("off", "v1", "v2")
 PumpName: TypeAlias = Literal["auto", "splice", "buffered"]
 AccessLogFormat: TypeAlias = Literal["json", "tcplog"]
 Check: TypeAlias = Literal["off", "tcp", "tls", "http"]
 OnTargetDown: TypeAlias = Literal["keep", "close"]
 WhenAllDown: TypeAlias = Literal["try", "refuse"]
 SendProxy: TypeAlias = Literal["off", "v1", "v2"]
+AcceptProxy: TypeAlias = Literal["off", "optional", "required"]
+TLSVersion: TypeAlias = Literal["1.2", "1.3"]
+IdentityKind: TypeAlias = Literal["cn", "ou", "dns", "uri", "ip"]
 
 
 @frozen(kw_only=True)
@@ -117,6 +122,28 @@ class HealthConfig:
 
 
 @frozen(kw_only=True)
+class UpstreamTLSConfig:
+    """
+    TLS to a pool's targets.
+
+    @ivar name: that a target's certificate must be for, and that is sent as SNI unless it is an IP address;
+        empty: the target's host.
+    @ivar ca: PEM file of those whose word is taken for it; empty: the system's.
+    @ivar certificate: PEM file of our own, its chain behind it, for targets that ask; empty: none.
+    @ivar key: PEM file; empty: in the certificate's.
+    @ivar alpn: protocols offered, the dearest first.
+    @ivar verify: whether a target has to prove who it is.
+    """
+
+    name: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    alpn: tuple[str, ...] = ()
+    verify: bool = True
+
+
+@frozen(kw_only=True)
 class PoolConfig:
     """
     A set of targets, and how one of them is elected for a session.
@@ -129,6 +156,7 @@ class PoolConfig:
     @ivar max_queued: how many may wait.
     @ivar on_target_down: what becomes of the sessions of a target that goes down, or is removed.
     @ivar bind: source address of dials.
+    @ivar tls: how TLS is spoken to the targets; None: it is not.
     """
 
     name: str
@@ -142,17 +170,41 @@ class PoolConfig:
     on_target_down: OnTargetDown = "keep"
     send_proxy: SendProxy = "off"
     bind: str = ""
+    tls: UpstreamTLSConfig | None = None
     health: HealthConfig = field(factory=HealthConfig)
 
 
 @frozen(kw_only=True)
 class Timeouts:
-    """How long a session may wait for what."""
+    """
+    How long a session may wait for what.
+
+    @ivar handshake: for the client's TLS handshake, and for a PROXY header that is required.
+    @ivar peek: for a ClientHello to route by, and for a PROXY header that is optional.
+    """
 
     connect: Seconds = 5.0
     idle: Seconds = 3600.0
     half_close: Seconds = 60.0
     lifetime: Seconds = 0.0
+    handshake: Seconds = 10.0
+    peek: Seconds = 5.0
+
+
+@frozen
+class Rate:
+    """
+    So many in so many seconds, and no more than so many at once; a count of 0 is off.
+
+    @ivar count: a whole number.
+    @ivar seconds: above 0.
+    """
+
+    count: int = 0
+    seconds: float = 1.0
+
+    def __bool__(self) -> bool:
+        return self.count > 0
 
 
 @frozen(kw_only=True)
@@ -160,21 +212,97 @@ class Admit:
     """
     Who may open a session, and how many. `deny` wins over `allow`; an empty `allow`: everybody.
 
+    @ivar rate: new sessions of the whole listener.
     @ivar plugins: admissions besides, each `NAME` or `NAME:ARGUMENT`; all must let a client in.
     """
 
     allow: tuple[Network, ...] = ()
     deny: tuple[Network, ...] = ()
     sessions_per_client: Count = 0
+    rate: Rate = Rate()
+    rate_per_client: Rate = Rate()
     plugins: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
 class RouteConfig:
-    """Who goes to another pool than the listener's. Every condition given must hold."""
+    """
+    Who goes to another pool than the listener's. Every condition given must hold.
 
+    @ivar sni: server names, in lower case; `*.` in front stands for one label.
+    @ivar alpn: one of these was agreed on where TLS is terminated; offered, where it is passed on.
+    """
+
+    sni: tuple[str, ...] = ()
+    alpn: tuple[str, ...] = ()
     client: tuple[Network, ...] = ()
     pool: str
+
+
+@frozen(kw_only=True)
+class ProxyProtocolConfig:
+    """
+    Whether connections begin with a PROXY header.
+
+    @ivar trusted: whose header is believed; empty: everybody's.
+    """
+
+    accept: AcceptProxy = "off"
+    trusted: tuple[Network, ...] = ()
+
+
+@frozen
+class IdentityPattern:
+    """
+    Whom a client's certificate may be for: `dns:*.example.com` and its like.
+
+    @ivar value: a name; for `dns`, in lower case; for `ip`, an address as Python's `ipaddress` writes it. In
+        that of `dns` and `uri`, `*` stands for characters of one label, or of one segment.
+    """
+
+    kind: IdentityKind
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value}"
+
+
+@frozen(kw_only=True)
+class SNIConfig:
+    """
+    Other certificates for these server names.
+
+    @ivar names: in lower case; `*.` in front stands for one label.
+    @ivar certificate: as of `ListenerTLSConfig`, as `key`.
+    """
+
+    names: tuple[str, ...]
+    certificate: tuple[str, ...]
+    key: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class ListenerTLSConfig:
+    """
+    How TLS is terminated.
+
+    @ivar certificate: PEM files, each a certificate and its chain; of several, each has a key of
+        another kind (ECDSA, RSA).
+    @ivar key: PEM files, one for each certificate; empty: in the certificates'.
+    @ivar client_ca: PEM file of those who vouch for clients; empty: clients aren't asked.
+    @ivar require_client_certificate: whether a client must have one.
+    @ivar allow_identities: those who may enter; empty: all that `client_ca` vouches for.
+    @ivar alpn: protocols that may be agreed on, the dearest first.
+    """
+
+    certificate: tuple[str, ...]
+    key: tuple[str, ...] = ()
+    client_ca: str = ""
+    require_client_certificate: bool = True
+    allow_identities: tuple[IdentityPattern, ...] = ()
+    alpn: tuple[str, ...] = ()
+    minimum_version: TLSVersion = "1.2"
+    sni: tuple[SNIConfig, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -183,6 +311,7 @@ class ListenerConfig:
     Bound addresses (Twisted server endpoint descriptions) and the policy for who comes in there.
 
     @ivar pool: where what no route takes goes; empty: nowhere, it is refused.
+    @ivar tls: how TLS is terminated; None: it is not.
     @ivar routes: the first that matches wins.
     """
 
@@ -193,6 +322,8 @@ class ListenerConfig:
     backlog: int = 4096
     timeouts: Timeouts = field(factory=Timeouts)
     admit: Admit = field(factory=Admit)
+    tls: ListenerTLSConfig | None = None
+    proxy_protocol: ProxyProtocolConfig = field(factory=ProxyProtocolConfig)
     routes: tuple[RouteConfig, ...] = ()
 
 

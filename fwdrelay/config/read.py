@@ -36,7 +36,16 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from ..errors import ConfigError, ConfigErrors
-from .check import Finding, Place, did_you_mean, findings, place_text, printable
+from .check import (
+    Check,
+    Finding,
+    Place,
+    did_you_mean,
+    findings,
+    place_text,
+    printable,
+    without_tls_at,
+)
 from .grammar import (
     LONGEST_KEEPALIVE,
     LONGEST_USER_TIMEOUT,
@@ -47,11 +56,13 @@ from .grammar import (
     parse_duration,
     parse_endpoint,
     parse_escapes,
+    parse_file,
     parse_log,
     parse_name,
     parse_nameserver,
     parse_network,
     parse_plugin,
+    parse_rate,
     parse_regex,
     parse_request_host,
     parse_request_path,
@@ -63,18 +74,24 @@ from .model import (
     Count,
     DiscoverConfig,
     HealthConfig,
+    IdentityPattern,
     ListenerConfig,
+    ListenerTLSConfig,
     Network,
     PoolConfig,
+    ProxyProtocolConfig,
+    Rate,
     RelayConfig,
     RouteConfig,
     Seconds,
+    SNIConfig,
     TargetConfig,
     Timeouts,
+    UpstreamTLSConfig,
 )
+from .names import parse_alpn, parse_identity, parse_server_name, parse_upstream_name
 
 Hook = Callable[[Any, Any], Any]
-Check = Callable[[Config], Iterable[ConfigError]]
 
 KEYS: Mapping[str, str] = {"listeners": "listener", "pools": "pool", "routes": "route"}
 """What the file calls attributes that have another name there."""
@@ -88,9 +105,13 @@ _TABLES = (
     ListenerConfig,
     Timeouts,
     Admit,
+    ListenerTLSConfig,
+    SNIConfig,
+    ProxyProtocolConfig,
     RouteConfig,
     PoolConfig,
     HealthConfig,
+    UpstreamTLSConfig,
 )
 
 
@@ -139,7 +160,8 @@ def make_config(
     errors = [ConfigError(place_text(found.place), found.problem) for found in wrong]
     config = _placed(config, folder, overrides or {})
     if more is not None:
-        errors.extend(more(config))
+        spoilt = [*unread, *(found.place for found in wrong)]
+        errors.extend(more(without_tls_at(config, spoilt)))
     if errors:
         raise ConfigErrors([ConfigError(f"{called}: {e.where}", e.problem) for e in errors])
     return config
@@ -202,11 +224,53 @@ def _placed(config: Config, folder: str, overrides: Mapping[str, object]) -> Con
     if log not in ("off", "stdout"):
         log = os.path.join(folder, log)
     relay: dict[str, Any] = {"access_log": log, **overrides}
-    pools = (
-        attrs.evolve(pool, discover=tuple(_discover_placed(each, folder) for each in pool.discover))
-        for pool in config.pools
+    return attrs.evolve(
+        config,
+        relay=attrs.evolve(config.relay, **relay),
+        listeners=tuple(
+            attrs.evolve(listener, tls=listener.tls and _listener_tls_placed(listener.tls, folder))
+            for listener in config.listeners
+        ),
+        pools=tuple(
+            attrs.evolve(
+                pool,
+                discover=tuple(_discover_placed(each, folder) for each in pool.discover),
+                tls=pool.tls and _upstream_tls_placed(pool.tls, folder),
+            )
+            for pool in config.pools
+        ),
     )
-    return attrs.evolve(config, relay=attrs.evolve(config.relay, **relay), pools=tuple(pools))
+
+
+def _listener_tls_placed(tls: ListenerTLSConfig, folder: str) -> ListenerTLSConfig:
+    return attrs.evolve(
+        tls,
+        certificate=tuple(_file_placed(each, folder) for each in tls.certificate),
+        key=tuple(_file_placed(each, folder) for each in tls.key),
+        client_ca=_file_placed(tls.client_ca, folder),
+        sni=tuple(
+            attrs.evolve(
+                other,
+                certificate=tuple(_file_placed(each, folder) for each in other.certificate),
+                key=tuple(_file_placed(each, folder) for each in other.key),
+            )
+            for other in tls.sni
+        ),
+    )
+
+
+def _upstream_tls_placed(tls: UpstreamTLSConfig, folder: str) -> UpstreamTLSConfig:
+    return attrs.evolve(
+        tls,
+        ca=_file_placed(tls.ca, folder),
+        certificate=_file_placed(tls.certificate, folder),
+        key=_file_placed(tls.key, folder),
+    )
+
+
+def _file_placed(path: str, folder: str) -> str:
+    """@param path: empty: none."""
+    return path and os.path.join(folder, path)
 
 
 def _discover_placed(discover: DiscoverConfig, folder: str) -> DiscoverConfig:
@@ -245,6 +309,8 @@ _EXAMPLES: Mapping[str | int, str] = {
     "name": 'name = "web", for example',
     "listen": 'listen = ["tcp:5678"], for example',
     "pool": 'pool = "web", for example',
+    "certificate": 'certificate = "web.pem", for example',
+    "names": 'names = ["*.example.com"], for example',
 }
 
 
@@ -272,7 +338,7 @@ def _without(tables: Mapping[str, Any], places: list[Place]) -> dict[str, Any]:
         last = place[-1]
         if isinstance(last, str):
             around.pop(last, None)
-        elif place[-2] in ("listener", "route"):
+        elif place[-2] in ("listener", "route") or place[-3:-1] == ("tls", "sni"):
             around[last] = {}
         else:
             del around[last]
@@ -283,10 +349,18 @@ def _without(tables: Mapping[str, Any], places: list[Place]) -> dict[str, Any]:
             "listen": [],
             **listener,
             "route": [{"pool": "unread", **route} for route in listener.get("route", ())],
+            **({"tls": _certain(listener["tls"])} if "tls" in listener else {}),
         }
         for index, listener in enumerate(left.get("listener", ()))
     ]
     return left
+
+
+def _certain(tls: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `tls` of a listener, with stand-ins for what must be there."""
+    certificate = {"certificate": "unread"}
+    others = [{"names": ["unread"], **certificate, **other} for other in tls.get("sni", ())]
+    return {**certificate, **tls, "sni": others}
 
 
 def _position(tables: Any, place: Place) -> tuple[int, ...]:
@@ -410,11 +484,27 @@ def _choice(type_: Any) -> Hook:
     return structure
 
 
-def _discover(value: Any, type_: Any) -> Any:
-    """A string, which may be empty, or a list of them."""
-    if isinstance(value, str):
-        return (parse_discover(value),) if value else ()
-    return _list(_text(parse_discover))(value, type_)
+def _flag(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is neither true nor false")
+    return value
+
+
+def _list_or_one(parse: Callable[[str], object]) -> Hook:
+    """A list of strings, or one of them; an empty one is as good as none."""
+
+    def structure(value: Any, type_: Any) -> Any:
+        if isinstance(value, str):
+            return (parse(value),) if value else ()
+        return _list(_text(parse))(value, type_)
+
+    return structure
+
+
+def _version(value: Any, type_: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError(f'{value} is a number: write "{value}", in quotes')
+    return _choice(type_)(value, type_)
 
 
 def _escaped(text: str) -> str:
@@ -436,9 +526,25 @@ HOOKS: Mapping[type, Mapping[str, Hook]] = {
         "backlog": _whole(1, 2**31 - 1),
     },
     Admit: {"plugins": _list(_text(parse_plugin))},
-    RouteConfig: {"pool": _text(parse_name)},
+    ListenerTLSConfig: {
+        "certificate": _list_or_one(parse_file),
+        "key": _list_or_one(parse_file),
+        "client_ca": _text(parse_file, or_empty=True),
+        "alpn": _list(_text(parse_alpn)),
+        "minimum_version": _version,
+    },
+    SNIConfig: {
+        "names": _list(_text(parse_server_name)),
+        "certificate": _list_or_one(parse_file),
+        "key": _list_or_one(parse_file),
+    },
+    RouteConfig: {
+        "sni": _list(_text(parse_server_name)),
+        "alpn": _list(_text(parse_alpn)),
+        "pool": _text(parse_name),
+    },
     PoolConfig: {
-        "discover": _discover,
+        "discover": _list_or_one(parse_discover),
         "balance": _text(parse_balance),
         "max_queued": _whole(1),
         "bind": _text(parse_address, or_empty=True),
@@ -452,6 +558,13 @@ HOOKS: Mapping[type, Mapping[str, Hook]] = {
         "host": _text(parse_request_host, or_empty=True),
         "send": _text(_escaped),
         "expect": _text(parse_regex),
+    },
+    UpstreamTLSConfig: {
+        "name": _text(parse_upstream_name, or_empty=True),
+        "ca": _text(parse_file, or_empty=True),
+        "certificate": _text(parse_file, or_empty=True),
+        "key": _text(parse_file, or_empty=True),
+        "alpn": _list(_text(parse_alpn)),
     },
 }
 """How attributes are read of which the type does not say enough."""
@@ -536,11 +649,15 @@ def _make_converter() -> Converter:
         (tuple[PoolConfig, ...], _pools),
         (TargetConfig, _text(parse_target_or_srv)),
         (Network, _text(parse_network)),
+        (IdentityPattern, _text(parse_identity)),
+        (Rate, _text(parse_rate, 'a rate: write a string such as "100/s", "10/m", "5/h" or "0"')),
         (Seconds, _duration()),
         (Count, _whole(0)),
-        (str, _text()),
     ):
         converter.register_structure_hook_func(partial(eq, type_), hook)
+    # Of these cattrs has hooks of its own, which would make of any value what they can.
+    converter.register_structure_hook(str, _text())
+    converter.register_structure_hook(bool, _flag)
     return converter
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import evolve
 
 from fwdrelay.config import (
     Config,
     HealthConfig,
+    IdentityPattern,
     ListenerConfig,
+    ListenerTLSConfig,
     PoolConfig,
+    ProxyProtocolConfig,
     RouteConfig,
+    SNIConfig,
+    UpstreamTLSConfig,
 )
 from fwdrelay.config.check import Finding, did_you_mean, place_text, problems
 from fwdrelay.config.grammar import parse_discover, parse_network, parse_target
+from fwdrelay.errors import ConfigError
 from tests.case import SynchronousTestCase
 
 ANYBODY = (parse_network("10.0.0.0/8"),)
@@ -122,6 +130,27 @@ class ListenerTests(CheckTestCase):
         self.assertEqual(where, "listener[0].route[1]")
         self.assertIn("take everybody", problem)
 
+    def test_any_condition_of_a_route_is_one(self) -> None:
+        routes = (
+            RouteConfig(sni=("a.example",), pool="web"),
+            RouteConfig(alpn=("h2",), pool="web"),
+            RouteConfig(client=ANYBODY, pool="web"),
+            RouteConfig(sni=("a.example",), pool="web"),  # never come to, and fine
+        )
+        self.fine(listener(routes=routes), pool("a:1"))
+
+    def test_networks_to_believe_where_no_header_is_read(self) -> None:
+        proxied = ProxyProtocolConfig(trusted=ANYBODY)
+        where, problem = self.one(evolve(listener(), proxy_protocol=proxied), pool("a:1"))
+        self.assertEqual(where, "listener[0].proxy_protocol.trusted")
+        self.assertIn('accept = "required"', problem)
+        for proxied in (
+            ProxyProtocolConfig(accept="optional", trusted=ANYBODY),
+            ProxyProtocolConfig(accept="required", trusted=ANYBODY),
+            ProxyProtocolConfig(accept="required"),
+        ):
+            self.fine(evolve(listener(), proxy_protocol=proxied), pool("a:1"))
+
     def test_pools_that_do_not_exist(self) -> None:
         routes = (RouteConfig(client=ANYBODY, pool="databse"),)
         told = self.found(
@@ -140,6 +169,73 @@ class ListenerTests(CheckTestCase):
 
     def test_a_pool_that_nobody_uses_is_fine(self) -> None:
         self.fine(listener(), pool("a:1"), pool("b:1", name="spare"))
+
+
+class ListenerTLSTests(CheckTestCase):
+    TLS = ListenerTLSConfig(certificate=("ec.pem", "rsa.pem"))
+
+    def terminating(
+        self, tls: ListenerTLSConfig, *routes: RouteConfig
+    ) -> tuple[ListenerConfig, PoolConfig]:
+        """A relay that has this TLS and these routes, and is all right else."""
+        return evolve(listener(routes=routes), tls=tls), pool("a:1")
+
+    def test_keys(self) -> None:
+        for fitting in ((), ("ec.key", "rsa.key")):
+            self.fine(*self.terminating(evolve(self.TLS, key=fitting)))
+        for key in (("ec.key",), ("a", "b", "c")):
+            where, problem = self.one(*self.terminating(evolve(self.TLS, key=key)))
+            self.assertEqual(where, "listener[0].tls.key")
+            self.assertIn(f"their number is {len(key)}, that of certificates 2", problem)
+
+    def test_no_certificates_and_no_names(self) -> None:
+        where, problem = self.one(*self.terminating(evolve(self.TLS, certificate=(), key=("a",))))
+        self.assertEqual(where, "listener[0].tls.certificate")
+        self.assertIn('write "web.pem"', problem)
+        other = SNIConfig(names=(), certificate=("a.pem",))
+        where, problem = self.one(*self.terminating(evolve(self.TLS, sni=(other,))))
+        self.assertEqual(where, "listener[0].tls.sni[0].names")
+        self.assertIn('["*.example.com"]', problem)
+
+    def test_keys_of_other_certificates(self) -> None:
+        other = SNIConfig(names=("a.example",), certificate=("a.pem",), key=("a.key", "b.key"))
+        where, problem = self.one(*self.terminating(evolve(self.TLS, sni=(other,))))
+        self.assertEqual(where, "listener[0].tls.sni[0].key")
+        self.assertIn("in the same order", problem)
+
+    def test_who_may_enter_of_clients_that_are_not_asked(self) -> None:
+        tls = evolve(self.TLS, allow_identities=(IdentityPattern("cn", "web"),))
+        where, problem = self.one(*self.terminating(tls))
+        self.assertEqual(where, "listener[0].tls.allow_identities")
+        self.assertIn("client_ca", problem)
+        self.fine(*self.terminating(evolve(tls, client_ca="ca.pem")))
+        self.fine(*self.terminating(evolve(self.TLS, require_client_certificate=False)))
+
+    def test_server_names_that_are_there_twice(self) -> None:
+        def others(*names: tuple[str, ...]) -> tuple[ListenerConfig, PoolConfig]:
+            sni = tuple(SNIConfig(names=each, certificate=("a.pem",)) for each in names)
+            return self.terminating(evolve(self.TLS, sni=sni))
+
+        where, problem = self.one(*others(("a.example", "b.example"), ("c.example", "b.example")))
+        self.assertEqual(where, "listener[0].tls.sni[1].names")
+        self.assertEqual(
+            problem,
+            "'b.example' has its certificate at listener[0].tls.sni[0].names already: leave one out",
+        )
+        where, problem = self.one(*others(("a.example", "a.example", "a.example")))
+        self.assertEqual(where, "listener[0].tls.sni[0].names")
+        self.assertIn("'a.example' is there twice", problem)
+        self.fine(*others(("a.example", "*.a.example"), ("*.example", "b.a.example")))
+
+    def test_protocols_that_nobody_agrees_on(self) -> None:
+        route = RouteConfig(alpn=("h2", "h3"), pool="web")
+        for alpn, words in ((("http/1.1", "h1"), "only http/1.1, h1 can"), ((), "nothing can")):
+            where, problem = self.one(*self.terminating(evolve(self.TLS, alpn=alpn), route))
+            self.assertEqual(where, "listener[0].route[0].alpn")
+            self.assertIn(words, problem)
+            self.assertIn("see listener[0].tls.alpn", problem)
+        self.fine(*self.terminating(evolve(self.TLS, alpn=("http/1.1", "h2")), route))
+        self.fine(listener(routes=(route,)), pool("a:1"))  # which looks at what is offered
 
 
 class PoolTests(CheckTestCase):
@@ -208,6 +304,38 @@ class PoolTests(CheckTestCase):
             self.fine(listener(), evolve(pool("a:1"), health=health))
 
 
+class UpstreamTLSTests(CheckTestCase):
+    def originating(self, *targets: str, **tls: Any) -> tuple[ListenerConfig, PoolConfig]:
+        """A relay whose pool has this TLS."""
+        return listener(), evolve(pool(*targets), tls=UpstreamTLSConfig(**tls))
+
+    def test_what_is_fine(self) -> None:
+        for tls in (
+            {},
+            {"certificate": "a.pem"},
+            {"certificate": "a.pem", "key": "a.key"},
+            {"verify": False, "ca": "ca.pem", "name": "a.example"},
+        ):
+            self.fine(*self.originating("a:1", "[::1]:1", **tls))
+
+    def test_a_key_alone(self) -> None:
+        where, problem = self.one(*self.originating("a:1", key="a.key"))
+        self.assertEqual(where, "pool.web.tls.key")
+        self.assertIn("it goes with a certificate", problem)
+
+    def test_sockets_without_a_name_to_verify(self) -> None:
+        where, problem = self.one(*self.originating("a:1", "unix:/a", "unix:/b"))
+        self.assertEqual(where, "pool.web.tls.name")
+        self.assertIn("'unix:/a' is no name", problem)
+        self.fine(*self.originating("unix:/a", name="a.example"))
+        self.fine(*self.originating("unix:/a", verify=False))
+
+    def test_every_check_goes_with_it(self) -> None:
+        for check in ("tcp", "tls", "http"):
+            front, back = self.originating("a:1")
+            self.fine(front, evolve(back, health=HealthConfig(check=check)))
+
+
 class CircleTests(CheckTestCase):
     def test_targets_that_are_the_listener_itself(self) -> None:
         for listen, target in (
@@ -274,6 +402,39 @@ class CircleTests(CheckTestCase):
             listener(routes=routes), pool("a:1"), pool("localhost:5678", name="back")
         )
         self.assertEqual(where, "pool.back.targets")
+
+
+class MoreTests(SynchronousTestCase):
+    def test_what_else_is_wrong_comes_behind(self) -> None:
+        config = Config(listeners=(), pools=())
+        more = [ConfigError("pool.web.balance", "no such plugin")]
+        self.assertEqual(
+            [each.where for each in problems(config, lambda _: more)],
+            ["listener", "pool.web.balance"],
+        )
+
+    def test_files_of_tls_that_is_wrong_are_not_looked_at(self) -> None:
+        good = Config(
+            listeners=(evolve(listener(), tls=ListenerTLSConfig(certificate=("a.pem",))),),
+            pools=(evolve(pool("a:1"), tls=UpstreamTLSConfig()),),
+        )
+        wrong = Config(
+            listeners=(
+                evolve(listener(), tls=ListenerTLSConfig(certificate=("a",), key=("a", "b"))),
+            ),
+            pools=(evolve(pool("a:1"), tls=UpstreamTLSConfig(key="a.key")),),
+        )
+        seen: list[Config] = []
+
+        def more(config: Config) -> list[ConfigError]:
+            seen.append(config)
+            return []
+
+        self.assertEqual(problems(good, more), [])
+        self.assertEqual(len(problems(wrong, more)), 2)
+        one, other = seen
+        self.assertEqual(one, good)
+        self.assertEqual(other, Config(listeners=(listener(),), pools=(pool("a:1"),)))
 
 
 class PlacesTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwdrelay.config import BALANCES, DiscoverConfig, TargetConfig
+from fwdrelay.config import BALANCES, DiscoverConfig, Rate, TargetConfig
 from fwdrelay.config.grammar import (
     Endpoint,
     parse_address,
@@ -19,12 +19,14 @@ from fwdrelay.config.grammar import (
     parse_duration,
     parse_endpoint,
     parse_escapes,
+    parse_file,
     parse_log,
     parse_name,
     parse_nameserver,
     parse_network,
     parse_plugin,
     parse_port,
+    parse_rate,
     parse_regex,
     parse_request_host,
     parse_request_path,
@@ -108,6 +110,38 @@ class NumberTests(GrammarTestCase):
     def test_what_is_no_port(self) -> None:
         for text in ("", "0", "65536", "-1", "http", "80.0", "٨٠"):
             self.assert_refused(parse_port, text, "a number from 1 to 65535")
+
+
+class RateTests(GrammarTestCase):
+    def test_units(self) -> None:
+        for text, rate in {
+            "100/s": Rate(100, 1.0),
+            "10/m": Rate(10, 60.0),
+            " 5/h ": Rate(5, 3600.0),
+            "999999999/s": Rate(999999999, 1.0),
+        }.items():
+            self.assertEqual(parse_rate(text), rate, text)
+
+    def test_zero_is_off(self) -> None:
+        for text in ("0", " 0 ", "0/s", "000/h"):
+            self.assertEqual(parse_rate(text), Rate(), text)
+            self.assertFalse(parse_rate(text))
+
+    def test_what_is_none(self) -> None:
+        for text in (
+            *("", "100", "/s", "100/", "-1/s", "1.5/s", "100 / s", "100/S", "100/d", "100/ms"),
+            *("100/2s", "many", "٣/s", "9" * 10 + "/s", "00"),
+        ):
+            self.assert_refused(parse_rate, text, "write 100/s, 10/m, 5/h, or 0 for off")
+
+    @given(st.text(max_size=8))
+    def test_any_text_is_a_rate_or_refused(self, text: str) -> None:
+        try:
+            rate = parse_rate(text)
+        except ValueError as error:
+            self.assertIn("is not a rate", str(error))
+        else:
+            self.assertGreaterEqual(rate.count, 0)
 
 
 class NetworkTests(GrammarTestCase):
@@ -336,6 +370,13 @@ class NamesTests(GrammarTestCase):
         self.assertEqual([parse_log(text) for text in ("off", "/a")], ["off", "/a"])
         for text in ("", "a\0b"):
             self.assert_refused(parse_log, text, "off, stdout or the path of a file")
+
+    def test_files(self) -> None:
+        for text in ("web.pem", "/etc/fwdrelay/tls/web.pem", "a b"):
+            self.assertEqual(parse_file(text), text)
+        self.assert_refused(parse_file, "a\0b", "has no NUL")
+        error = self.assertRaises(ValueError, parse_file, "")
+        self.assertEqual(str(error), "it is empty: write the path of a file")
 
 
 class HealthTests(GrammarTestCase):

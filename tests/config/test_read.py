@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from fwdrelay.config import (
     Config,
     DiscoverConfig,
     HealthConfig,
+    IdentityPattern,
     ListenerConfig,
+    ListenerTLSConfig,
     PoolConfig,
+    ProxyProtocolConfig,
+    Rate,
     RelayConfig,
     RouteConfig,
+    SNIConfig,
     TargetConfig,
     Timeouts,
+    UpstreamTLSConfig,
 )
 from fwdrelay.config import read as reading_of_files
 from fwdrelay.config.grammar import parse_network
@@ -57,15 +64,48 @@ listen = ["tcp:5678", "unix:/run/fwdrelay/web:mode=660"]
 pool = "web"
 max_sessions = 10
 backlog = 100
-timeouts = { connect = "1s", idle = "2m", half_close = "500ms", lifetime = "1h" }
+
+[listener.timeouts]
+connect = "1s"
+idle = "2m"
+half_close = "500ms"
+lifetime = "1h"
+handshake = "3s"
+peek = "4s"
 
 [listener.admit]
 allow = ["10.0.0.0/8", "::1"]
 deny = ["10.1.0.0/16"]
 sessions_per_client = 5
+rate = "100/s"
+rate_per_client = "10/m"
 plugins = ["geo:DE", "quiet"]
 
+[listener.tls]
+certificate = ["ec.pem", "/etc/rsa.pem"]
+key = ["ec.key", "/etc/rsa.key"]
+client_ca = "ca.pem"
+require_client_certificate = false
+allow_identities = ["cn:web", "uri:spiffe://example.org/*"]
+alpn = ["h2", "http/1.1"]
+minimum_version = "1.3"
+
+[[listener.tls.sni]]
+names = ["A.example.", "*.bücher.example"]
+certificate = "other.pem"
+key = "other.key"
+
+[[listener.tls.sni]]
+names = ["b.example"]
+certificate = ["both.pem"]
+
+[listener.proxy_protocol]
+accept = "required"
+trusted = ["10.0.0.0/8", "::1"]
+
 [[listener.route]]
+sni = ["db.example", "*.DB.example"]
+alpn = ["h2", "postgresql"]
 client = ["10.2.0.0/16"]
 pool = "db"
 
@@ -105,12 +145,43 @@ when_all_down = "refuse"
 discover = "srv:_db._tcp.example"
 balance = "first"
 health = { check = "http", path = "/health", host = "www.example.com" }
+
+[pool.db.tls]
+name = "DB.example"
+ca = "tls/ca.pem"
+certificate = "tls/us.pem"
+key = "/etc/us.key"
+alpn = ["postgresql"]
+verify = false
+"""
+
+
+TLS = """
+[[listener]]
+name = "web"
+listen = ["tcp:443"]
+pool = "web"
+[listener.tls]
+certificate = "web.pem"
+"""
+WEB = """
+[pool.web]
+targets = ["localhost:80"]
 """
 
 
 def read(text: str, **arguments: Any) -> Config:
     """What a text means that stands in /etc/relay/relay.toml."""
     return make_config(tomllib.loads(text), "relay.toml", "/etc/relay", **arguments)
+
+
+def keys_of(tables: Any, way: str = "") -> Iterator[str]:
+    """Where in a file there is something: `listener.tls.key`, `pool.*.health`."""
+    for each in tables if isinstance(tables, list) else [tables]:
+        for key, value in each.items() if isinstance(each, dict) else ():
+            here = f"{way}.{'*' if way == 'pool' else key}".lstrip(".")
+            yield here
+            yield from keys_of(value, here)
 
 
 class ReadTestCase(SynchronousTestCase):
@@ -163,14 +234,56 @@ class MeaningTests(ReadTestCase):
                         pool="web",
                         max_sessions=10,
                         backlog=100,
-                        timeouts=Timeouts(connect=1.0, idle=120.0, half_close=0.5, lifetime=3600.0),
+                        timeouts=Timeouts(
+                            connect=1.0,
+                            idle=120.0,
+                            half_close=0.5,
+                            lifetime=3600.0,
+                            handshake=3.0,
+                            peek=4.0,
+                        ),
                         admit=Admit(
                             allow=(parse_network("10.0.0.0/8"), parse_network("::1")),
                             deny=(parse_network("10.1.0.0/16"),),
                             sessions_per_client=5,
+                            rate=Rate(100, 1.0),
+                            rate_per_client=Rate(10, 60.0),
                             plugins=("geo:DE", "quiet"),
                         ),
-                        routes=(RouteConfig(client=(parse_network("10.2.0.0/16"),), pool="db"),),
+                        tls=ListenerTLSConfig(
+                            certificate=("/etc/relay/ec.pem", "/etc/rsa.pem"),
+                            key=("/etc/relay/ec.key", "/etc/rsa.key"),
+                            client_ca="/etc/relay/ca.pem",
+                            require_client_certificate=False,
+                            allow_identities=(
+                                IdentityPattern("cn", "web"),
+                                IdentityPattern("uri", "spiffe://example.org/*"),
+                            ),
+                            alpn=("h2", "http/1.1"),
+                            minimum_version="1.3",
+                            sni=(
+                                SNIConfig(
+                                    names=("a.example", "*.xn--bcher-kva.example"),
+                                    certificate=("/etc/relay/other.pem",),
+                                    key=("/etc/relay/other.key",),
+                                ),
+                                SNIConfig(
+                                    names=("b.example",), certificate=("/etc/relay/both.pem",)
+                                ),
+                            ),
+                        ),
+                        proxy_protocol=ProxyProtocolConfig(
+                            accept="required",
+                            trusted=(parse_network("10.0.0.0/8"), parse_network("::1")),
+                        ),
+                        routes=(
+                            RouteConfig(
+                                sni=("db.example", "*.db.example"),
+                                alpn=("h2", "postgresql"),
+                                client=(parse_network("10.2.0.0/16"),),
+                                pool="db",
+                            ),
+                        ),
                     ),
                     ListenerConfig(
                         name="db",
@@ -218,6 +331,14 @@ class MeaningTests(ReadTestCase):
                         discover=(DiscoverConfig(scheme="srv", argument="_db._tcp.example"),),
                         balance="first",
                         health=HealthConfig(check="http", path="/health", host="www.example.com"),
+                        tls=UpstreamTLSConfig(
+                            name="db.example",
+                            ca="/etc/relay/tls/ca.pem",
+                            certificate="/etc/relay/tls/us.pem",
+                            key="/etc/us.key",
+                            alpn=("postgresql",),
+                            verify=False,
+                        ),
                     ),
                 ),
             ),
@@ -225,14 +346,31 @@ class MeaningTests(ReadTestCase):
 
     def test_everything_has_every_key(self) -> None:
         """So that a key that is new is read in one test at least."""
-        used = set(re.findall(r"(\w+) = ", EVERYTHING)) | {"admit", "route", "health"}
-        tables = (RelayConfig, ListenerConfig, Timeouts, Admit, RouteConfig, PoolConfig)
-        for table in (*tables, HealthConfig):
-            self.assertEqual(set(table_keys(table)) - used, set(), table)
+        used = set(keys_of(tomllib.loads(EVERYTHING)))
+        for way, table in (
+            ("relay", RelayConfig),
+            ("listener", ListenerConfig),
+            ("listener.timeouts", Timeouts),
+            ("listener.admit", Admit),
+            ("listener.tls", ListenerTLSConfig),
+            ("listener.tls.sni", SNIConfig),
+            ("listener.proxy_protocol", ProxyProtocolConfig),
+            ("listener.route", RouteConfig),
+            ("pool.*", PoolConfig),
+            ("pool.*.health", HealthConfig),
+            ("pool.*.tls", UpstreamTLSConfig),
+        ):
+            self.assertEqual({f"{way}.{key}" for key in table_keys(table)} - used, set(), way)
 
     def test_empty_is_as_good_as_none(self) -> None:
         text = LEAST + 'discover = ""\nbind = ""\nhealth = { send = "", expect = "" }'
         self.assertEqual(read(text), read(LEAST))
+        text = LEAST + 'tls = { name = "", ca = "", certificate = "", key = "", alpn = [] }'
+        self.assertEqual(read(text), read(LEAST + "[pool.web.tls]"))
+        self.assertEqual(
+            read(TLS + 'key = ""\nclient_ca = ""\nallow_identities = []' + WEB),
+            read(TLS + "key = []" + WEB),
+        )
         routed = """
             [[listener]]
             name = "a"
@@ -241,6 +379,14 @@ class MeaningTests(ReadTestCase):
             route = [{ client = ["::1"], pool = "web" }]
         """
         self.assertEqual(read(routed + LEAST).listeners[0].pool, "")
+
+    def test_a_table_that_is_empty_is_there(self) -> None:
+        self.assertIsNone(read(LEAST).pools[0].tls)
+        self.assertEqual(read(LEAST + "[pool.web.tls]").pools[0].tls, UpstreamTLSConfig())
+
+    def test_certificates_and_keys_need_no_lists(self) -> None:
+        (listener,) = read(TLS.replace('"web.pem"', '["web.pem"]') + 'key = ["k"]' + WEB).listeners
+        self.assertEqual(read(TLS + 'key = "k"' + WEB).listeners, (listener,))
 
     def test_logs_that_are_no_files(self) -> None:
         for log in ("off", "stdout", "/var/log/a"):
@@ -282,6 +428,23 @@ class WrongTests(ReadTestCase):
             LEAST.replace("[pool.web]", '[[listener.route]]\nclient = ["::1"]\n[pool.web]'),
             "listener[0].route[0].pool",
             "it is missing",
+        )
+        self.assert_wrong(
+            TLS.replace('certificate = "web.pem"\n', 'key = ["a", "b"]') + WEB,
+            "listener[0].tls.certificate",
+            'it is missing; write certificate = "web.pem"',
+        )
+        told = self.wrong(TLS + "[[listener.tls.sni]]\nkey = ['a', 'b']" + WEB)
+        self.assertEqual(
+            told,
+            {
+                "listener[0].tls.sni[0].names": (
+                    'it is missing; write names = ["*.example.com"], for example'
+                ),
+                "listener[0].tls.sni[0].certificate": (
+                    'it is missing; write certificate = "web.pem", for example'
+                ),
+            },
         )
 
     def test_nothing_at_all(self) -> None:
@@ -339,6 +502,91 @@ class WrongTests(ReadTestCase):
                 text = f"{LEAST}[{table}]\n{line}" if table != "pool.web" else LEAST + line
             key = line.partition(" ")[0]
             self.assert_wrong(text, f"{table}.{key}", words)
+
+    def test_values_of_tls_that_are_none(self) -> None:
+        for line, words in (
+            ("client_ca = 1", "1 is not a string"),
+            ("key = 1", "1 is not a list"),
+            ("key = 'a\\u0000b'".replace("'", '"'), "has no NUL"),
+            ("require_client_certificate = 1", "1 is neither true nor false"),
+            ("require_client_certificate = 'no'", "'no' is neither true nor false"),
+            ("minimum_version = 1.2", '1.2 is a number: write "1.2", in quotes'),
+            ("minimum_version = '1.1'", "'1.1' is not one of 1.2, 1.3"),
+            ("minimum_version = 2", "2 is not one of 1.2, 1.3"),
+            ("alpn = 'h2'", "'h2' is not a list: write [\"h2\"]"),
+            ("allow_identities = 'cn:a'", "'cn:a' is not a list"),
+            ("certificate_ = 1", "did you mean certificate?"),
+        ):
+            self.assert_wrong(TLS + line + WEB, f"listener[0].tls.{line.partition(' ')[0]}", words)
+        for line, words in (
+            ("alpn = ['h2', '']", "is not a protocol's name"),
+            ("allow_identities = ['ou:a', 'dsn:a']", "did you mean dns?"),
+            ("key = ['a', '']", "it is empty: write the path of a file"),
+            ("allow_identities = ['cn:a', 1]", "1 is not a string"),
+            ("sni = [{ names = ['a'], certificate = 'a' }, 1]", "1 is not a table"),
+        ):
+            self.assert_wrong(
+                TLS + line + WEB, f"listener[0].tls.{line.partition(' ')[0]}[1]", words
+            )
+        for certificate in ('""', "[]"):
+            self.assert_wrong(
+                TLS.replace('"web.pem"', certificate) + WEB,
+                "listener[0].tls.certificate",
+                'it is empty: write "web.pem", for example',
+            )
+        sni = "[[listener.tls.sni]]\ncertificate = 'b.pem'\n"
+        for names, place, words in (
+            ("[]", "", 'it is empty: write ["*.example.com"], for example'),
+            ("'b'", "", "'b' is not a list"),
+            ("['a', 'b:443']", "[1]", "it has no port; write b"),
+            ("['a', '192.0.2.1']", "[1]", "is an address"),
+        ):
+            text = f"{TLS}{sni}names = {names}{WEB}"
+            self.assert_wrong(text, f"listener[0].tls.sni[0].names{place}", words)
+
+    def test_rates_and_headers_that_are_none(self) -> None:
+        listener = LEAST.index("[pool.web]")
+        for line, place, words in (
+            (
+                "admit = { rate = 100 }",
+                "admit.rate",
+                '100 is not a rate: write a string such as "100',
+            ),
+            ("admit = { rate_per_client = '5' }", "admit.rate_per_client", "write 100/s"),
+            (
+                "proxy_protocol = { accept = true }",
+                "proxy_protocol.accept",
+                "off, optional, required",
+            ),
+            (
+                "proxy_protocol = { accept = 'v2' }",
+                "proxy_protocol.accept",
+                "off, optional, required",
+            ),
+            ("proxy_protocol = 'required'", "proxy_protocol", "is not a table"),
+            ("timeouts = { peek = 5 }", "timeouts.peek", "5 is not a duration"),
+            (
+                "route = [{ pool = 'web', sni = ['a', '*'] }]",
+                "route[0].sni[1]",
+                "a * stands for one whole label",
+            ),
+            ("route = [{ pool = 'web', sni = 'a' }]", "route[0].sni", "'a' is not a list"),
+            ("route = [{ pool = 'web', alpn = [''] }]", "route[0].alpn[0]", "1 to 255 bytes"),
+        ):
+            text = f"{LEAST[:listener]}{line}\n{LEAST[listener:]}"
+            self.assert_wrong(text, f"listener[0].{place}", words)
+
+    def test_values_of_upstream_tls_that_are_none(self) -> None:
+        for line, words in (
+            ("name = '*.example.com'", "write what it is to cover"),
+            ("verify = 'false'", "'false' is neither true nor false"),
+            ("ca = ['a']", "a list is not a string"),
+            ("certificate = 1", "1 is not a string"),
+            ("chain = 'a'", "Known here: name, ca, certificate, key, alpn, verify"),
+        ):
+            key = line.partition(" ")[0]
+            self.assert_wrong(f"{LEAST}[pool.web.tls]\n{line}", f"pool.web.tls.{key}", words)
+        self.assert_wrong(LEAST + "tls = true", "pool.web.tls", "true is not a table")
 
     def test_elements_that_are_none(self) -> None:
         for old, new, place, words in (
@@ -421,8 +669,47 @@ class AllAtOnceTests(ReadTestCase):
                 "pool.web.targets[0]",
             ),
             (LEAST + "health = { send = 'x', check = 'tpc' }", "pool.web.health.check"),
+            (
+                TLS.replace('"web.pem"', "1") + "key = ['a', 'b']" + WEB,
+                "listener[0].tls.certificate",
+            ),
+            (
+                TLS + "key = ['a', 1]" + WEB,
+                "listener[0].tls.key[1]",
+            ),
+            (
+                TLS + "client_cas = 'a'\nallow_identities = ['cn:a']" + WEB,
+                "listener[0].tls.client_cas",
+            ),
+            (
+                TLS + "alpn = 1\n[[listener.route]]\nalpn = ['h2']\npool = 'web'" + WEB,
+                "listener[0].tls.alpn",
+            ),
+            (
+                TLS + "[[listener.route]]\nsni = 1\npool = 'web'" + WEB,
+                "listener[0].route[0].sni",
+            ),
+            (
+                LEAST.replace("localhost:80", "unix:/a") + "tls = { verify = 0 }",
+                "pool.web.tls.verify",
+            ),
+            (LEAST + "tls = { key = 'a', certificate = 1 }", "pool.web.tls.certificate"),
         ):
             self.assertEqual(list(self.wrong(mistake)), [place])
+
+    def test_what_stands_behind_a_table_that_is_wrong_keeps_its_number(self) -> None:
+        table = '{ names = ["a.example"], certificate = "a.pem" }'
+        told = self.wrong(f"{TLS}sni = [1, {table}, {table}]{WEB}")
+        self.assertEqual(
+            told,
+            {
+                "listener[0].tls.sni[0]": "1 is not a table",
+                "listener[0].tls.sni[2].names": (
+                    "'a.example' has its certificate at listener[0].tls.sni[1].names already: "
+                    "leave one out"
+                ),
+            },
+        )
 
     def test_what_else_is_wrong(self) -> None:
         seen: list[Config] = []
@@ -436,6 +723,36 @@ class AllAtOnceTests(ReadTestCase):
         told = self.wrong("[relay]\npump = 1" + LEAST, more=more)
         self.assertEqual(list(told), ["relay.pump", "pool.web.balance"])
         self.assertEqual(seen.pop(), read(LEAST))
+
+    def test_files_of_tls_that_is_wrong_are_not_looked_at(self) -> None:
+        """They would be found wanting for what was not written."""
+        seen: list[Config] = []
+
+        def more(config: Config) -> list[ConfigError]:
+            seen.append(config)
+            return []
+
+        good = TLS + WEB + "tls = { ca = 'ca.pem' }"
+        read(good, more=more)
+        self.assertEqual(seen.pop(), read(good))
+        for wrong in (
+            good.replace('"web.pem"', "1"),
+            good.replace('"web.pem"', '"web.pem"\nkey = ["a", "b"]'),
+            good.replace('"web.pem"', '"web.pem"\n[[listener.tls.sni]]\nnames = ["a"]'),
+        ):
+            self.wrong(wrong, more=more)
+            config = seen.pop()
+            self.assertIsNone(config.listeners[0].tls)
+            self.assertEqual(config.pools, read(good).pools)
+        for wrong in (
+            good.replace("'ca.pem'", "1"),
+            good.replace("ca =", "key = 'a', ca ="),
+            good.replace("ca =", "cas ="),
+        ):
+            self.wrong(wrong, more=more)
+            config = seen.pop()
+            self.assertIsNone(config.pools[0].tls)
+            self.assertEqual(config.listeners, read(good).listeners)
 
 
 class FileTests(SynchronousTestCase):
@@ -527,6 +844,7 @@ SCALARS = st.one_of(
         [
             *("5s", "0", "web", "db", "tcp:1", "unix:/a", "localhost:1", "srv:_a._tcp.b", "off"),
             *("dns:a:1", "file:a", "first", "tcp", "http", "close", "::1", "10.0.0.0/8", "/", "("),
+            *("a.pem", "a.example", "*.example", "h2", "cn:a", "1.2", "5/s", "required"),
         ]
     ),
     st.just(datetime.time(7, 32)),
@@ -552,6 +870,8 @@ def tables_of(table: type, **good: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 
 NAMES = st.sampled_from(["web", "web", "web", "db", "a b"])
+FILES_OF_TLS = st.sampled_from(["a.pem", ["a.pem"], ["a.pem", "b.pem"]])
+SERVER_NAMES = st.lists(st.sampled_from(["a.example", "*.example"]), min_size=1, unique=True)
 LISTENERS = tables_of(
     ListenerConfig,
     name=NAMES,
@@ -559,7 +879,15 @@ LISTENERS = tables_of(
     pool=NAMES,
     timeouts=tables_of(Timeouts),
     admit=tables_of(Admit),
-    route=st.lists(tables_of(RouteConfig, pool=NAMES), max_size=1),
+    tls=tables_of(
+        ListenerTLSConfig,
+        certificate=FILES_OF_TLS,
+        sni=st.lists(
+            tables_of(SNIConfig, names=SERVER_NAMES, certificate=FILES_OF_TLS), max_size=1
+        ),
+    ),
+    proxy_protocol=tables_of(ProxyProtocolConfig),
+    route=st.lists(tables_of(RouteConfig, pool=NAMES, sni=SERVER_NAMES), max_size=1),
 )
 POOLS = tables_of(
     PoolConfig,
@@ -567,6 +895,7 @@ POOLS = tables_of(
         st.sampled_from(["a:1", "localhost:1", "srv:_a._tcp.b"]), min_size=1, max_size=2
     ),
     health=tables_of(HealthConfig),
+    tls=tables_of(UpstreamTLSConfig),
 )
 FILES = tables_of(
     Config,
@@ -607,4 +936,5 @@ class WhateverIsReadTests(SynchronousTestCase):
                 tables = tables[key]
             else:
                 self.assertEqual(number, len(steps), place)
-                self.assertIn(key, ("name", "listen", "pool", "listener"), place)
+                might_be = ("name", "listen", "pool", "listener", "names", "certificate")
+                self.assertIn(key, might_be, place)
