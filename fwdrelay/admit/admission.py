@@ -1,21 +1,26 @@
 """
-Admission to one listener: networks, plugins, and limits that are counted exactly once.
+Admission to one listener: networks, rates, plugins, and limits that are counted exactly once.
 
-What `Admission.enter` let in, `Admission.leave` lets out; nothing is kept of a client that has no
-session, so memory is bounded by the sessions there are.
+What `Admission` let in, `Admission.leave` lets out. Of a client that has no session nothing is kept but,
+where there is a rate for each, its bucket while it fills, and of those no more than
+`rate.MOST_BUCKETS`; so memory is bounded by the sessions there are, whoever knocks.
+
+A client is counted by its IPv4 address, or by its IPv6 network of 64 bits: whoever has one address in
+that has all of them (RFC 6177, RFC 7721), and would be a new client each time.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import frozen
 from twisted.logger import Logger
 
-from ..config import ListenerConfig
+from ..config import ListenerConfig, Rate
 from ..interfaces import IAdmission
+from ..networks import Networks, pack
 from ..session.lifecycle import Reason
+from .rate import Bucket, Buckets
 
 
 @frozen
@@ -29,77 +34,142 @@ class Refused:
 _DENIED = Refused(Reason.DENIED)
 _FULL = Refused(Reason.MAX_SESSIONS)
 _FULL_FOR_CLIENT = Refused(Reason.MAX_SESSIONS_PER_CLIENT)
+_TOO_FAST = Refused(Reason.RATE)
+_TOO_FAST_FOR_CLIENT = Refused(Reason.RATE_PER_CLIENT)
+# Bytes of a packed address: all of IPv4, the network of IPv6.
+_COUNTED_BY = 8
 
 
 class Admission:
     """
+    Where the client is known at once, `enter` decides it all. Where a PROXY header tells it, a client gets
+    its place first (`take_place`), and the rest is decided when it is known (`identify`).
+
     @param others: what `config.admit.plugins` name.
-    @ivar active: how many sessions are in.
+    @param seconds: tells the time, by a clock that may be set back.
+    @ivar active: how many places are taken.
     @ivar by_client: whether it matters who the client is.
     @ivar counts_clients: whether those who enter are counted by their addresses.
     """
 
     log = Logger()
 
-    def __init__(self, config: ListenerConfig, others: Sequence[IAdmission] = ()) -> None:
-        self._of_client: dict[str, int] = {}
+    def __init__(
+        self,
+        config: ListenerConfig,
+        others: Sequence[IAdmission],
+        seconds: Callable[[], float],
+    ) -> None:
+        self._seconds = seconds
+        self._of_client: dict[bytes, int] = {}
+        self._rate: Bucket | None = None
+        self._rate_per_client: Buckets | None = None
         self.active = 0
         self.change(config, others)
 
     def change(self, config: ListenerConfig, others: Sequence[IAdmission]) -> None:
-        """Judge by `config` from now on. Who is in stays in, and is counted."""
+        """
+        Judge by `config` from now on. Who is in stays in, and is counted. A rate that stays what it was
+        remembers who came; one that is another begins anew.
+        """
         admit = config.admit
         self._max_sessions = config.max_sessions
-        self._admit = admit
+        self._sessions_per_client = admit.sessions_per_client
+        self._allow = Networks(admit.allow)
+        self._deny = Networks(admit.deny)
         self._listener = config.name
         self._others = tuple(zip(admit.plugins, others, strict=True))
         self._failing = False
+        if _rate_of(self._rate) != admit.rate:
+            self._rate = Bucket(admit.rate, self._seconds()) if admit.rate else None
+        if _rate_of(self._rate_per_client) != admit.rate_per_client:
+            each = admit.rate_per_client
+            self._rate_per_client = Buckets(each, self._seconds()) if each else None
         self.counts_clients = bool(admit.sessions_per_client)
-        self.by_client = bool(admit.allow or admit.deny or self.counts_clients or others)
+        self._by_address = bool(
+            admit.allow or admit.deny or self.counts_clients or admit.rate_per_client
+        )
+        self.by_client = bool(self._by_address or others)
 
     def enter(self, client: str | None) -> Refused | None:
         """
         @param client: its address; None for a client that came by a Unix socket, about whom networks
-            say nothing.
-        @return: None for one who may enter, and is counted now; else why not.
+            and limits for each client say nothing.
+        @return: None for one who may enter, and has a place now; else why not.
         """
-        admit = self._admit
-        if client is not None and (admit.allow or admit.deny) and not self._allowed(client):
+        address = pack(client) if client is not None and self._by_address else None
+        if address is not None and self._denied(address):
             return _DENIED
+        refused = self.take_place()
+        if refused is None:
+            refused = self._judge(client, address)
+            if refused is not None:
+                self.active -= 1
+        return refused
+
+    def take_place(self) -> Refused | None:
+        """
+        The first half of `enter`, for a client that isn't known yet.
+
+        @return: None for one who has a place now, until `leave`; else why not.
+        """
         if self._max_sessions and self.active >= self._max_sessions:
             return _FULL
-        limit = admit.sessions_per_client
-        if limit and client is not None and self._of_client.get(client, 0) >= limit:
-            return _FULL_FOR_CLIENT
-        if self._others:
-            refused = self._ask_others(client)
-            if refused is not None:
-                return refused
-        if limit and client is not None:
-            self._of_client[client] = self._of_client.get(client, 0) + 1
         self.active += 1
         return None
 
+    def identify(self, client: str | None) -> Refused | None:
+        """
+        The second half of `enter`, for a client that has taken a place.
+
+        @return: None for one who may enter; else why not, and its place is to be given back
+            (`leave(None)`).
+        """
+        address = pack(client) if client is not None and self._by_address else None
+        if address is not None and self._denied(address):
+            return _DENIED
+        return self._judge(client, address)
+
     def leave(self, client: str | None) -> None:
         """
-        A session that was let in has ended.
+        Give back a place that was taken.
 
         @param client: its address, if it was counted by that when it entered.
         """
         self.active -= 1
         if client is not None:
-            left = self._of_client.get(client, 0) - 1
+            key = pack(client)[:_COUNTED_BY]
+            left = self._of_client.get(key, 0) - 1
             if left > 0:
-                self._of_client[client] = left
+                self._of_client[key] = left
             else:
-                self._of_client.pop(client, None)
+                self._of_client.pop(key, None)
 
-    def _allowed(self, client: str) -> bool:
-        address = ipaddress.ip_address(client)
-        if any(address in network for network in self._admit.deny):
-            return False
-        allow = self._admit.allow
-        return not allow or any(address in network for network in allow)
+    def _denied(self, address: bytes) -> bool:
+        return self._deny.holds(address) or (bool(self._allow) and not self._allow.holds(address))
+
+    def _judge(self, client: str | None, address: bytes | None) -> Refused | None:
+        """
+        All that takes nothing comes first. The listener's rate comes after the client's: who is too
+        fast by himself takes nothing from the others.
+        """
+        limit, key = self._sessions_per_client, None
+        if address is not None:
+            key = address[:_COUNTED_BY]
+            if limit and self._of_client.get(key, 0) >= limit:
+                return _FULL_FOR_CLIENT
+            each = self._rate_per_client
+            if each is not None and not each.take(key, self._seconds()):
+                return _TOO_FAST_FOR_CLIENT
+        if self._rate is not None and not self._rate.take(self._seconds()):
+            return _TOO_FAST
+        if self._others:
+            refused = self._ask_others(client)
+            if refused is not None:
+                return refused
+        if limit and key is not None:
+            self._of_client[key] = self._of_client.get(key, 0) + 1
+        return None
 
     def _ask_others(self, client: str | None) -> Refused | None:
         """Ask the plugins. One that fails lets nobody in: it may be there to keep somebody out."""
@@ -122,3 +192,7 @@ class Admission:
             if why is not None:
                 return Refused(Reason.DENIED, why)
         return None
+
+
+def _rate_of(kept: Bucket | Buckets | None) -> Rate:
+    return kept.rate if kept is not None else Rate()

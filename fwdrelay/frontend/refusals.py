@@ -2,7 +2,9 @@
 What is told of refused clients: all are counted, few are named.
 
 A flood of clients that may not enter must not become a flood of log lines. In each second the first
-refusal for each reason goes to the access log like a session; of the rest only the number is told.
+refusals for each reason go to the access log like sessions; of the rest only the number is told. The first
+is one where it is the reason that matters, and ten where it is the client: whose certificate is not
+accepted, who sends what is no header.
 """
 
 from __future__ import annotations
@@ -16,6 +18,19 @@ from ..session import Reason
 from ..words import counted
 
 SUMMED_OVER = 1.0
+NAMED = 1
+"""For each reason, within that time."""
+NAMED_WITH_DETAILS = 10
+"""For those where one says little of the next."""
+
+_WITH_DETAILS = (
+    Reason.PROXY_HEADER,
+    Reason.PROXY_TIMEOUT,
+    Reason.TLS_FAILED,
+    Reason.TLS_TIMEOUT,
+    Reason.IDENTITY,
+)
+_TO_NAME = dict.fromkeys(Reason, NAMED) | dict.fromkeys(_WITH_DETAILS, NAMED_WITH_DETAILS)
 
 
 class Refusals:
@@ -31,7 +46,7 @@ class Refusals:
         self._listener = listener
         self._clock = clock
         self._untold: Counter[Reason] = Counter()
-        self._seen: set[Reason] = set()
+        self._to_name = _TO_NAME.copy()
         self._timer: Any = None
         self.total: Counter[Reason] = Counter()
 
@@ -44,8 +59,9 @@ class Refusals:
         self.total[reason] += 1
         if self._timer is None:
             self._timer = self._clock.callLater(SUMMED_OVER, self._tell)
-        if reason not in self._seen:
-            self._seen.add(reason)
+        left = self._to_name[reason]
+        if left:
+            self._to_name[reason] = left - 1
             return True
         self._untold[reason] += 1
         return False
@@ -58,7 +74,7 @@ class Refusals:
 
     def _tell(self) -> None:
         self._timer = None
-        self._seen.clear()
+        self._to_name.update(_TO_NAME)
         if self._untold:
             self.log.warn(
                 "Listener {listener} refused {count} within a second: {reasons}.",

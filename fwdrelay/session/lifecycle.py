@@ -12,11 +12,12 @@ from enum import Enum
 
 class State(Enum):
     """
-    Where a session is. The value is the second letter of HAProxy's termination code for a session
+    Where a session is. The value, in upper case, is the second letter of HAProxy's termination code for a session
     that ends there.
     """
 
     ACCEPTED = "R"
+    OPENING = "r"
     QUEUED = "Q"
     DIALING = "C"
     RELAYING = "D"
@@ -29,6 +30,7 @@ class State(Enum):
 class Input(Enum):
     """What can happen to a session."""
 
+    ASKED = "the client is to say more before it is known where it goes: header, hello, handshake"
     ADMITTED = "the client may enter"
     REFUSED = "the client may not enter"
     QUEUED = "every target it may go to is full"
@@ -47,6 +49,12 @@ class Input(Enum):
 TABLE: dict[tuple[State, Input], State] = {
     (State.ACCEPTED, Input.ADMITTED): State.DIALING,
     (State.ACCEPTED, Input.REFUSED): State.CLOSED,
+    (State.ACCEPTED, Input.ASKED): State.OPENING,
+    (State.OPENING, Input.ADMITTED): State.DIALING,
+    (State.OPENING, Input.REFUSED): State.CLOSED,
+    (State.OPENING, Input.SIDE_RESET): State.CLOSED,
+    (State.OPENING, Input.TIMED_OUT): State.CLOSED,
+    (State.OPENING, Input.CUT): State.CLOSED,
     (State.QUEUED, Input.PLACE_FOUND): State.DIALING,
     (State.QUEUED, Input.DIAL_FAILED): State.CLOSED,
     (State.QUEUED, Input.REFUSED): State.CLOSED,
@@ -80,9 +88,11 @@ class Reason(Enum):
     DONE = "done", "-"
     CLIENT_RESET = "client-reset", "C"
     CLIENT_LEFT = "client-left", "C"
+    CLIENT_TRUNCATED = "client-truncated", "C"
     CLIENT_IDLE = "client-idle-timeout", "c"
     CLIENT_HALF_CLOSED = "client-half-close-timeout", "c"
     UPSTREAM_RESET = "upstream-reset", "S"
+    UPSTREAM_TRUNCATED = "upstream-truncated", "S"
     UPSTREAM_IDLE = "upstream-idle-timeout", "s"
     UPSTREAM_HALF_CLOSED = "upstream-half-close-timeout", "s"
     DIAL_FAILED = "dial-failed", "S"
@@ -94,11 +104,20 @@ class Reason(Enum):
     TARGET_DOWN = "target-down", "D"
     LIFETIME = "lifetime", "P"
     DENIED = "denied", "P"
+    RATE = "rate", "P"
+    RATE_PER_CLIENT = "rate-per-client", "P"
+    PROXY_HEADER = "proxy-header", "P"
+    PROXY_TIMEOUT = "proxy-timeout", "c"
+    TLS_FAILED = "tls-failed", "P"
+    TLS_TIMEOUT = "tls-timeout", "c"
+    IDENTITY = "identity", "P"
     NO_ROUTE = "no-route", "P"
     MAX_SESSIONS = "max-sessions", "P"
     MAX_SESSIONS_PER_CLIENT = "max-sessions-per-client", "P"
     DRAIN_TIMEOUT = "drain-timeout", "K"
     STOPPED = "stopped", "K"
+
+    __hash__ = object.__hash__  # as of `State`: refusals are counted by it
 
     def __init__(self, word: str, letter: str) -> None:
         self.word = word

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
-from fwdrelay.frontend.refusals import SUMMED_OVER, Refusals
+from fwdrelay.frontend.refusals import NAMED_WITH_DETAILS, SUMMED_OVER, Refusals
 from fwdrelay.session import Reason
 from tests.case import SynchronousTestCase
 
@@ -31,6 +31,31 @@ class RefusalsTests(SynchronousTestCase):
             for reason in (Reason.DENIED, Reason.DENIED, Reason.MAX_SESSIONS, Reason.DENIED)
         ]
         self.assertEqual(named, [True, False, True, False])
+        self.refusals.stop()
+
+    def test_of_those_that_differ_in_details_more_are_named(self) -> None:
+        for reason in (
+            Reason.PROXY_HEADER,
+            Reason.PROXY_TIMEOUT,
+            Reason.TLS_FAILED,
+            Reason.TLS_TIMEOUT,
+            Reason.IDENTITY,
+        ):
+            for _ in range(2):
+                named = [self.refusals.add(reason) for _ in range(100)]
+                self.assertEqual(
+                    named, [True] * NAMED_WITH_DETAILS + [False] * (100 - NAMED_WITH_DETAILS)
+                )
+                self.clock.advance(SUMMED_OVER)
+        for told in self.told():
+            self.assertIn(f"{100 - NAMED_WITH_DETAILS} more", told)
+        self.assertEqual(len(self.told()), 10)
+
+    def test_each_reason_has_its_own_share(self) -> None:
+        for _ in range(100):
+            self.refusals.add(Reason.TLS_FAILED)
+        for reason in Reason:
+            self.assertEqual(self.refusals.add(reason), reason is not Reason.TLS_FAILED)
         self.refusals.stop()
 
     def test_the_rest_is_summed_up_once_a_second(self) -> None:
