@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from ..config import DiscoverConfig, PoolConfig, TargetConfig
 from ..interfaces import IDiscovery
+from ..tls import UpstreamTLS
 from ..words import counted, some
 from .discovery import Following
 from .health import Health
@@ -60,6 +61,7 @@ class Pool:
     @ivar name: as configured.
     @ivar targets: all targets there are now: those of the configuration, then what was found.
     @ivar sessions: how many are on all targets, those removed included.
+    @ivar tls: how TLS is spoken to its targets; None: it is not.
     @ivar by_client: whether `elect` wants to know the client.
     @ivar notes_dials: whether `dialed` and `dial_failed` are of any use.
     """
@@ -166,6 +168,9 @@ class Pool:
             self._election = parts.election
             self._election_failing = False
             self._electorate = []
+        self.tls: UpstreamTLS | None = parts.tls
+        if self._health is not None and parts.tls is not None:
+            self._health.renew_tls(parts.tls)
         self.by_client = config.balance not in _ANONYMOUS
         health = config.health
         self.notes_dials = bool(health.passive_failures)
@@ -181,6 +186,12 @@ class Pool:
         for gone in self._followings.values():
             gone.stop()
         self._followings = followings
+
+    def renew_tls(self, tls: UpstreamTLS) -> None:
+        """Speak TLS so from now on: its files have changed."""
+        self.tls = tls
+        if self._health is not None:
+            self._health.renew_tls(tls)
 
     def _follow(self, discover: DiscoverConfig, discovery: IDiscovery) -> Following:
         def found(targets: object) -> None:
@@ -203,6 +214,7 @@ class Pool:
                 health,
                 bind=config.bind,
                 send_proxy=config.send_proxy,
+                tls=self.tls,
                 changed=self._target_changed,
             )
             for target in self.targets:
@@ -530,7 +542,7 @@ class Pool:
 def _checks(config: PoolConfig) -> tuple[object, ...]:
     """What a running health can't change."""
     health = evolve(config.health, slow_start=0.0, when_all_down="try")
-    return health, config.bind, config.send_proxy
+    return health, config.bind, config.send_proxy, config.tls
 
 
 def _told(config: TargetConfig) -> tuple[object, ...]:

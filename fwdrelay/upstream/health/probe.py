@@ -8,7 +8,6 @@ is `fwdrelay.upstream.health.check`.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
 from urllib.parse import quote
 
 from OpenSSL import SSL
@@ -17,6 +16,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from ... import __version__
 from ...config import TargetConfig
 from ...errors import FwdrelayError
+from ...tls import PeerRefused, UpstreamTLS, explain
 
 LONGEST_ANSWER = 64 << 10
 """Bytes in which `expect` is searched for."""
@@ -52,7 +52,7 @@ class Probe:
 
     passed: bool = True
     peer_ends: bool = False
-    awaited: ClassVar[str] = "answer"
+    awaited: str = "answer"
 
     def begin(self) -> bytes:
         """
@@ -152,7 +152,7 @@ class Handshake(Probe):
     def received(self, data: bytes) -> bytes:
         self._heard += len(data)
         if self._heard > LONGEST_HANDSHAKE:
-            raise CheckFailed(f"the TLS handshake is longer than {LONGEST_HANDSHAKE >> 10} KiB")
+            raise _handshake_too_long()
         self._tls.bio_write(data)
         return self._go_on()
 
@@ -177,12 +177,92 @@ class Handshake(Probe):
         return b""
 
     def _pending(self) -> bytes:
-        chunks = []
-        while True:
-            try:
-                chunks.append(self._tls.bio_read(_BIO_READ))
-            except SSL.WantReadError:
-                return b"".join(chunks)
+        return _pending(self._tls)
+
+
+class Secured(Probe):
+    """
+    Another probe's talk within TLS as the pool's sessions speak it: the target has to prove who it is, if
+    it has to prove it to them.
+
+    @param tls: the pool's.
+    @param inner: what is said once the target has proved it.
+    """
+
+    def __init__(self, tls: UpstreamTLS, target: TargetConfig, inner: Probe) -> None:
+        self.passed = False
+        self.awaited = Handshake.awaited
+        self._tls = tls
+        self._target = target
+        self._inner = inner
+        self._heard = 0
+        self._judged = False
+        self._connection = tls.connect(None, target)
+
+    def begin(self) -> bytes:
+        self._shake_hands()
+        return _pending(self._connection)
+
+    def received(self, data: bytes) -> bytes:
+        self._connection.bio_write(data)
+        if not self._judged:
+            self._heard += len(data)
+            if self._heard > LONGEST_HANDSHAKE:
+                raise _handshake_too_long()
+            self._shake_hands()
+        if self._judged and not self.passed:
+            self._read()
+        return _pending(self._connection)
+
+    def ended(self) -> None:
+        if not self._judged:
+            raise CheckFailed("ended the connection during the TLS handshake")
+        self._inner.ended()
+
+    def end(self) -> bytes:
+        connection = self._connection
+        if self._judged:
+            _write(connection, self._inner.end())
+            if not self.peer_ends:
+                connection.shutdown()
+        return _pending(connection)
+
+    def _shake_hands(self) -> None:
+        connection = self._connection
+        try:
+            connection.do_handshake()
+            self._tls.judge(connection, self._target)
+        except SSL.WantReadError:
+            return
+        except (SSL.Error, PeerRefused) as failed:
+            raise CheckFailed(explain(failed, connection)) from None
+        self._judged = True
+        _write(connection, self._inner.begin())
+        self._take_over()
+
+    def _read(self) -> None:
+        """Pass on what the target says, until that is enough."""
+        connection, inner = self._connection, self._inner
+        try:
+            while not inner.passed:
+                try:
+                    data = connection.recv(_BIO_READ)
+                finally:
+                    self._take_over()
+                _write(connection, inner.received(data))
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            inner.ended()
+        except SSL.Error as failed:
+            raise CheckFailed(explain(failed, connection)) from None
+        finally:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Be as far as the other probe is."""
+        inner = self._inner
+        self.passed, self.peer_ends, self.awaited = inner.passed, inner.peer_ends, inner.awaited
 
 
 class HttpRequest(Probe):
@@ -190,15 +270,16 @@ class HttpRequest(Probe):
     Asks for a page, and wants a status of 2xx or 3xx.
 
     @param host: what it asks at; empty: the target's own name or address.
+    @param port: that needs no mention: 80, or 443 within TLS.
     """
 
     awaited = "HTTP status"
 
-    def __init__(self, target: TargetConfig, path: str, host: str = "") -> None:
+    def __init__(self, target: TargetConfig, path: str, host: str = "", port: int = 80) -> None:
         self.passed = False
         self._request = (
             f"GET {quote(path, safe=_PATH_SAFE)} HTTP/1.1\r\n"
-            f"Host: {host or _authority(target)}\r\n"
+            f"Host: {host or _authority(target, port)}\r\n"
             f"User-Agent: fwdrelay/{__version__}\r\n"
             "Accept: */*\r\n"
             "Connection: close\r\n\r\n"
@@ -238,14 +319,36 @@ class HttpRequest(Probe):
         raise CheckFailed("ended the connection without an HTTP status")
 
 
-def _authority(target: TargetConfig) -> str:
+def _handshake_too_long() -> CheckFailed:
+    return CheckFailed(f"the TLS handshake is longer than {LONGEST_HANDSHAKE >> 10} KiB")
+
+
+def _pending(connection: SSL.Connection) -> bytes:
     """
+    @return: what is to be sent.
+    """
+    chunks = []
+    while True:
+        try:
+            chunks.append(connection.bio_read(_BIO_READ))
+        except SSL.WantReadError:
+            return b"".join(chunks)
+
+
+def _write(connection: SSL.Connection, data: bytes) -> None:
+    if data:
+        connection.sendall(data)
+
+
+def _authority(target: TargetConfig, port: int) -> str:
+    """
+    @param port: that is left out.
     @return: what stands in `Host:`; RFC 9112, section 3.2. A Unix socket has no name there.
     """
     if target.path:
         return "localhost"
     host = f"[{target.host}]" if ":" in target.host else _ascii_name(target.host)
-    return host if target.port == 80 else f"{host}:{target.port}"
+    return host if target.port == port else f"{host}:{target.port}"
 
 
 def _ascii_name(host: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import random as _random
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -21,10 +21,11 @@ from twisted.python.failure import Failure
 from ...config import HealthConfig, TargetConfig
 from ...config.grammar import parse_escapes
 from ...config.model import SendProxy
+from ...tls import UpstreamTLS
 from ..resolve import Resolver
 from ..target import Target
 from .check import CannotCheck, Check, How, clause
-from .probe import CheckFailed, Expecting, Handshake, HttpRequest, Probe, tls_context
+from .probe import CheckFailed, Expecting, Handshake, HttpRequest, Probe, Secured, tls_context
 from .vitals import Vitals
 
 JITTER = 0.1
@@ -73,6 +74,8 @@ class Health:
     @param reactor: opens the connections of checks, and is the clock.
     @param bind: source address of checks; empty: the system's choice.
     @param send_proxy: the targets expect a PROXY header, of this version.
+    @param tls: how the pool's sessions speak to the targets, and so do checks that say anything; None:
+        in the clear.
     @param changed: is called with a target that has come up or gone down, whether it is up, and why.
     @param random: a number from 0 up to 1, another one each time.
     """
@@ -88,6 +91,7 @@ class Health:
         bind: str,
         send_proxy: SendProxy,
         changed: Callable[[Target, bool, str], None],
+        tls: UpstreamTLS | None = None,
         random: Callable[[], float] = _random,
     ) -> None:
         self._reactor = reactor
@@ -95,9 +99,13 @@ class Health:
         self._config = config
         self._changed = changed
         self._random = random
-        self._how = How(_asking(config), config.timeout, bind, send_proxy)
+        self._how = How(_asking(config, tls), config.timeout, bind, send_proxy)
         self._watched: dict[Target, _Watched] = {}
         self._cannot_check = ""
+
+    def renew_tls(self, tls: UpstreamTLS) -> None:
+        """Speak TLS so in the checks that begin from now on: its files have changed."""
+        self._how = evolve(self._how, ask=_asking(self._config, tls))
 
     def seen(self) -> set[Target]:
         """
@@ -224,17 +232,33 @@ class Health:
             )
 
 
-def _asking(config: HealthConfig) -> Callable[[TargetConfig], Probe]:
+def _asking(config: HealthConfig, tls: UpstreamTLS | None) -> Callable[[TargetConfig], Probe]:
     """
     @return: what makes the probe for one connection.
     """
-    if config.check == "http":
-        return lambda target: HttpRequest(target, config.path, config.host)
-    if config.check == "tls":
+    if config.check == "tls" and tls is None:
         context = tls_context()
         return lambda target: Handshake(context, target.host)
+    ask = _saying(config, 80 if tls is None else 443)
+    if ask is None:
+        return lambda target: Probe()
+    if tls is None:
+        return ask
+    return lambda target: Secured(tls, target, ask(target))
+
+
+def _saying(config: HealthConfig, port: int) -> Callable[[TargetConfig], Probe] | None:
+    """
+    @param port: that HTTP servers expect not to be mentioned.
+    @return: what makes the probe of checks that say something, if it is only by TLS; None: it is enough to be
+        connected to.
+    """
+    if config.check == "http":
+        return lambda target: HttpRequest(target, config.path, config.host, port)
+    if config.check == "tls":
+        return lambda target: Probe()
     if config.check == "tcp" and (config.send or config.expect):
         send = parse_escapes(config.send)
         expect = re.compile(config.expect.encode()) if config.expect else None
         return lambda target: Expecting(send, expect)
-    return lambda target: Probe()
+    return None

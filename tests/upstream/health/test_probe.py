@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import tempfile
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
-from fwdrelay.config import TargetConfig
+from fwdrelay.config import TargetConfig, UpstreamTLSConfig
+from fwdrelay.tls import UpstreamTLS
 from fwdrelay.upstream.health.probe import (
     LONGEST_ANSWER,
     LONGEST_HANDSHAKE,
@@ -20,10 +25,22 @@ from fwdrelay.upstream.health.probe import (
     Handshake,
     HttpRequest,
     Probe,
+    Secured,
     tls_context,
 )
 from tests.case import SynchronousTestCase
+from tests.pki import Authority, Identity
 from tests.upstream.health.servers import server_context
+
+
+@functools.cache
+def root() -> Authority:
+    return Authority()
+
+
+@functools.cache
+def app() -> Identity:
+    return root().vouch("app", dns=["app.example.com"])
 
 
 def converse(probe: Probe, answers: Iterable[bytes], ended: bool = True) -> str:
@@ -266,5 +283,150 @@ class HandshakeTests(SynchronousTestCase):
     @given(st.lists(st.binary(min_size=1, max_size=200)))
     def test_garbage_has_a_cause(self, answers: list[bytes]) -> None:
         probe = Handshake(self.context, "app")
+        self.assertNotIn(converse(probe, answers), ("", "undecided"))
+        probe.end()
+
+
+class SecuredTests(SynchronousTestCase):
+    """What is said within TLS, by a target that is who it should be and by others."""
+
+    target = TargetConfig(host="app.example.com", port=443)
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="fwdrelay-probe-")
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def probe(self, inner: Probe, **settings: Any) -> Secured:
+        settings = {"ca": root().write(self.folder), **settings}
+        return Secured(UpstreamTLS(UpstreamTLSConfig(**settings), "tls"), self.target, inner)
+
+    def server(self, who: Identity, version: int) -> SSL.Connection:
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_max_proto_version(version)
+        chain, key = who.write(self.folder, "server")
+        context.use_certificate_chain_file(chain)
+        context.use_privatekey_file(key)
+        connection = SSL.Connection(context, None)
+        connection.set_accept_state()
+        return connection
+
+    def talk(
+        self, probe: Probe, server: SSL.Connection, answer: bytes = b"", size: int = 1 << 16
+    ) -> tuple[str, bytes]:
+        """
+        Let both sides talk; the server gives an answer, in pieces, once it was asked.
+
+        @return: how the check failed (empty: it passed), and what the server was asked.
+        """
+        asked, answered, told = b"", False, ""
+        says = probe.begin()
+        try:
+            for _ in range(20):
+                if says:
+                    server.bio_write(says)
+                says = b""
+                with contextlib.suppress(SSL.Error):
+                    server.do_handshake()
+                    if answer and not answered:
+                        server.sendall(answer)
+                        answered = True
+                    asked += server.recv(1 << 16)
+                try:
+                    pieces = in_pieces(server.bio_read(1 << 20), size)
+                except SSL.WantReadError:
+                    break
+                for piece in pieces:
+                    if not probe.passed:
+                        says += probe.received(piece)
+            if not probe.passed:
+                probe.ended()
+        except CheckFailed as failed:
+            told = str(failed)
+        says += probe.end()
+        if says:
+            server.bio_write(says)
+        with contextlib.suppress(SSL.Error):
+            asked += server.recv(1 << 16)
+        return told, asked
+
+    def test_a_handshake_is_enough_for_some(self) -> None:
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            server = self.server(app(), version)
+            self.assertEqual(self.talk(self.probe(Probe()), server), ("", b""))
+            # By close_notify; without it, that would be another error.
+            self.assertRaises(SSL.ZeroReturnError, server.recv, 1)
+            self.assertEqual(server.get_servername(), b"app.example.com")
+
+    def test_what_is_asked_and_answered(self) -> None:
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            for size in (1, 1 << 16):
+                for answer, told in (
+                    (b"+PONG\r\n", ""),
+                    (b"-ERR\r\n", "the answer '-ERR\\r\\n' does not match"),
+                ):
+                    probe = self.probe(Expecting(b"PING\r\n", re.compile(b"PONG")))
+                    server = self.server(app(), version)
+                    self.assertEqual(self.talk(probe, server, answer, size), (told, b"PING\r\n"))
+
+    def test_web_servers_end_first(self) -> None:
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            for answer, told in (
+                (b"HTTP/1.1 204 No Content\r\n\r\n", ""),
+                (b"HTTP/1.1 503 No\r\n\r\n", "HTTP status 503"),
+            ):
+                probe = self.probe(HttpRequest(self.target, "/up", port=443))
+                server = self.server(app(), version)
+                said, asked = self.talk(probe, server, answer)
+                self.assertEqual(said, told)
+                self.assertIn(b"GET /up HTTP/1.1\r\nHost: app.example.com\r\n", asked)
+                self.assertTrue(probe.peer_ends)
+                self.assertRaises(SSL.WantReadError, server.recv, 1)
+
+    def test_who_is_somebody_else_is_told_nothing(self) -> None:
+        others = Authority("others")
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            for who, why in (
+                (root().vouch(dns=["b.example"]), "is for b.example, not for app.example.com$"),
+                (others.vouch("app", dns=["app.example.com"]), "issued by somebody unknown"),
+                (root().vouch("old", dns=["app.example.com"], ends=timedelta()), "expired on"),
+            ):
+                probe = self.probe(Expecting(b"PING\r\n", re.compile(b"PONG")))
+                told, asked = self.talk(probe, self.server(who, version), b"PONG")
+                self.assertRegex(told, why)
+                self.assertEqual(asked, b"")
+                probe = self.probe(Expecting(b"PING\r\n", re.compile(b"PONG")), verify=False)
+                self.assertEqual(self.talk(probe, self.server(who, version), b"PONG")[0], "")
+
+    def test_an_end_is_told_as_what_it_is(self) -> None:
+        probe = self.probe(Expecting(b"", re.compile(b"PONG")))
+        probe.begin()
+        with self.assertRaisesRegex(CheckFailed, "^ended the connection during the TLS handshake$"):
+            probe.ended()
+        self.assertEqual(probe.awaited, "complete TLS handshake")
+        told, _ = self.talk(
+            self.probe(Expecting(b"", re.compile(b"PONG"))), self.server(app(), SSL.TLS1_3_VERSION)
+        )
+        self.assertEqual(told, "ended the connection without an answer")
+
+    def test_close_notify_is_an_end(self) -> None:
+        probe = self.probe(Expecting(b"", re.compile(b"PONG")))
+        server = self.server(app(), SSL.TLS1_3_VERSION)
+        server.bio_write(probe.begin())
+        self.assertRaises(SSL.WantReadError, server.do_handshake)
+        server.bio_write(probe.received(server.bio_read(1 << 16)))
+        server.do_handshake()
+        self.assertEqual(probe.awaited, "matching answer")
+        server.shutdown()
+        with self.assertRaisesRegex(CheckFailed, "^ended the connection without an answer$"):
+            probe.received(server.bio_read(1 << 16))
+
+    def test_a_handshake_is_bounded(self) -> None:
+        told = converse(self.probe(Probe()), [b"\x16" * (LONGEST_HANDSHAKE + 1)])
+        self.assertEqual(told, "the TLS handshake is longer than 256 KiB")
+
+    @given(st.lists(st.binary(min_size=1, max_size=200)))
+    def test_garbage_has_a_cause(self, answers: list[bytes]) -> None:
+        probe = self.probe(Probe())
         self.assertNotIn(converse(probe, answers), ("", "undecided"))
         probe.end()

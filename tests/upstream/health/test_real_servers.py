@@ -9,9 +9,11 @@ from pathlib import Path
 
 import attrs
 
-from fwdrelay.config import TargetConfig
+from fwdrelay.config import TargetConfig, UpstreamTLSConfig
+from fwdrelay.tls import UpstreamTLS
 from fwdrelay.upstream.health.check import How
-from fwdrelay.upstream.health.probe import HttpRequest
+from fwdrelay.upstream.health.probe import HttpRequest, Secured
+from tests.pki import Authority
 from tests.scenarios.programs import (
     Program,
     folder,
@@ -68,6 +70,11 @@ def http(path: str) -> How:
     return How(lambda target: HttpRequest(target, path), PATIENCE)
 
 
+def https(path: str, config: UpstreamTLSConfig) -> How:
+    tls = UpstreamTLS(config, "tls")
+    return How(lambda target: Secured(tls, target, HttpRequest(target, path)), PATIENCE)
+
+
 class NginxTests(CheckCase):
     def setUp(self) -> None:
         skip_unless_installed("nginx")
@@ -111,6 +118,38 @@ class NginxTests(CheckCase):
                     self.assertEqual(await self.outcome(target, tls()), "")
                 self.finds_no_fault(program)
                 (place / "socket").unlink(missing_ok=True)
+
+    async def test_pages_over_tls_that_is_verified(self) -> None:
+        with folder() as place:
+            root = Authority()
+            certificate, key = root.vouch(dns=["app.example"]).write(place, "app")
+            ca = root.write(place)
+            for versions in ("TLSv1.2", "TLSv1.3"):
+                names = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
+                options = " ssl proxy_protocol"
+                with nginx(place, options, f"{names} ssl_protocols {versions};") as (port, program):
+                    target = TargetConfig(host="127.0.0.1", port=port)
+                    for name, path, told in (
+                        ("app.example", "/up", ""),
+                        ("app.example", "/large", ""),
+                        ("app.example", "/down", "HTTP status 503"),
+                        (
+                            "other.example",
+                            "/up",
+                            "the target's certificate is for app.example, not for other.example",
+                        ),
+                    ):
+                        how = attrs.evolve(
+                            https(path, UpstreamTLSConfig(ca=ca, name=name)), send_proxy="v2"
+                        )
+                        self.assertEqual(await self.outcome(target, how), told)
+                self.finds_no_fault(program)
+                logged = (place / "access").read_text().splitlines()
+                (place / "access").unlink()
+                (place / "socket").unlink(missing_ok=True)
+                self.assertEqual(len(logged), 3)
+                for line in logged:
+                    self.assertRegex(line, r"^(204|200|503) GET /\w+ HTTP/1.1 \d+ OK$")
 
     async def test_not_tls(self) -> None:
         with folder() as place, nginx(place) as (port, _):

@@ -14,12 +14,15 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
-from fwdrelay.config import HealthConfig, TargetConfig
+from fwdrelay.config import HealthConfig, TargetConfig, UpstreamTLSConfig
 from fwdrelay.config.model import Check, SendProxy
+from fwdrelay.tls import UpstreamTLS
 from fwdrelay.upstream.health import Health
 from fwdrelay.upstream.health.watch import FIRST_WITHIN, JITTER
 from fwdrelay.upstream.resolve import Resolver
 from fwdrelay.upstream.target import Target
+from fwdrelay.wire.clienthello import parse
+from fwdrelay.wire.proxyprotocol import local_header
 from tests.case import SynchronousTestCase, TestCase
 from tests.upstream.health.servers import Server, nobody_listens
 
@@ -60,6 +63,11 @@ class Connection:
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Nothing."""
+
+    def getHost(self) -> None:
+        """Of no use for LOCAL headers, as `getPeer`."""
+
+    def getPeer(self) -> None: ...
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -253,7 +261,6 @@ class ChecksTests(HealthCase):
         proxy: SendProxy = "v2"
         self.health(bind="192.0.2.7", send_proxy=proxy).watch(self.target())
         connection = self.next_check()
-        connection.getHost = connection.getPeer = lambda: None  # type: ignore[attr-defined]
         connection.answer()
         self.assertEqual(connection.bind, ("192.0.2.7", 0))
         self.assertEqual(connection.written[12:], bytes.fromhex("20000000"))
@@ -280,6 +287,55 @@ class ChecksTests(HealthCase):
             connection.answer()
             self.assertTrue(connection.written.startswith(beginning), check)
             connection.ended()
+
+
+class TLSTests(HealthCase):
+    """A pool whose sessions speak TLS; what a check says first tells whether it does."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.tls = UpstreamTLS(UpstreamTLSConfig(name="a.example", verify=False), "tls")
+
+    def first_words(self, health: Health) -> bytes:
+        health.watch(self.target(up=False))
+        before = len(self.world.connections)
+        self.world.advance(FIRST_WITHIN)
+        (connection,) = self.world.connections[before:]
+        connection.answer()
+        health.stop()
+        return connection.written
+
+    def says(self, tls: UpstreamTLS | None, **config: Any) -> bytes:
+        return self.first_words(self.health(evolve(CONFIG, **config), tls=tls))
+
+    def test_what_says_something_says_it_within_tls(self) -> None:
+        for config in ({"send": "PING"}, {"expect": "PONG"}, {"check": "http"}, {"check": "tls"}):
+            said = self.says(self.tls, **config)
+            hello = parse(said)
+            assert hello is not None
+            self.assertEqual(hello.server_name, "a.example")
+
+    def test_what_says_nothing_still_says_nothing(self) -> None:
+        self.assertEqual(self.says(self.tls), b"")
+        self.assertEqual(self.says(self.tls, check="off", passive_failures=1), b"")
+
+    def test_the_header_comes_first(self) -> None:
+        header = local_header("v2")
+        health = self.health(evolve(CONFIG, check="tls"), tls=self.tls, send_proxy="v2")
+        said = self.first_words(health)
+        self.assertEqual(said[: len(header)], header)
+        self.assertIsNotNone(parse(said[len(header) :]))
+
+    def test_without_tls_all_is_said_in_the_clear(self) -> None:
+        self.assertEqual(self.says(None, send="PING"), b"PING")
+        self.assertTrue(self.says(None, check="http").startswith(b"GET / HTTP/1.1\r\n"))
+
+    def test_renewed_files_are_used_from_the_next_check_on(self) -> None:
+        health = self.health(evolve(CONFIG, check="tls"), tls=self.tls)
+        health.renew_tls(UpstreamTLS(UpstreamTLSConfig(name="b.example", verify=False), "tls"))
+        hello = parse(self.first_words(health))
+        assert hello is not None
+        self.assertEqual(hello.server_name, "b.example")
 
 
 class TimesTests(HealthCase):
