@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from attrs import field, frozen
+from OpenSSL import SSL
 from twisted.internet.interfaces import (
     IConsumer,
     IDelayedCall,
+    IHandshakeListener,
     IListeningPort,
     IProtocol,
     IProtocolFactory,
@@ -41,8 +43,33 @@ class IStream(ITCPTransport, IPushProducer, IConsumer):
     And `stopProducing` does not close: how a session ends is the session's to decide.
     """
 
-    received = Attribute("How many bytes were read from the peer.")
+    secured = Attribute("The `OpenSSL.SSL.Connection` that its bytes go through; None: they don't.")
+    received = Attribute(
+        "How many bytes were read from the peer: those that TLS protects, where it does."
+    )
     heard = Attribute("When the last of them was read, by the clock; 0: nothing yet.")
+
+    def start_peeking(limit: int, seen: Callable[[bytes, bool], object]) -> None:
+        """
+        Show what the peer has sent, and leave it unread: to the protocol it is as if this transport were
+        paused. For transports without TLS.
+
+        @param limit: bytes that are looked at, at most.
+        @param seen: called with all that is there, as often as there is more, and perhaps before this
+            returns; the second argument says that nothing will come after that.
+        """
+
+    def stop_peeking() -> None:
+        """Show nothing more. The transport is paused now."""
+
+    def take(count: int) -> None:
+        """Read the first bytes of those that were shown, for nobody; they do not count as received."""
+
+    def linger() -> None:
+        """
+        Close, in a way that lets the peer read what it was sent last though it still sends: FIN, then for a
+        moment what comes is dropped.
+        """
 
     def unsent_here() -> int:
         """How many bytes written to this transport wait in this process."""
@@ -68,6 +95,18 @@ class ISideProtocol(IProtocol):
         """
 
 
+class IHandshakeProtocol(ISideProtocol, IHandshakeListener):
+    """What the transport that `IPump.start_tls` makes needs of its protocol until it has shaken hands."""
+
+    def handshakeFailed(error: Exception) -> None:
+        """
+        OpenSSL says no; an alert was sent, where there is one to send. The transport does nothing more but
+        `linger` or `abortConnection`.
+
+        @param error: an `OpenSSL.SSL.Error`.
+        """
+
+
 class IPump(IReactorTCP, IReactorUNIX):
     """
     Moves the bytes of flows, by making the transports they flow through.
@@ -81,6 +120,16 @@ class IPump(IReactorTCP, IReactorUNIX):
         fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> IListeningPort:
         """As `twisted.internet.interfaces.IReactorSocket.adoptStreamPort`."""
+
+    def start_tls(stream: IStream, connection: SSL.Connection) -> IStream:
+        """
+        Begin to shake hands on a transport of this pump.
+
+        @param stream: paused, with nothing that waits to be written. It is over; its protocol, an
+            `IHandshakeProtocol`, is the new one's.
+        @param connection: made for its socket.
+        @return: the transport in its place. It is paused.
+        """
 
     def stop() -> None:
         """Give back what is kept for use, once no transport is left."""

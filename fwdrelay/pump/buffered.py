@@ -16,6 +16,7 @@ The mixin here mends what stock transports lose (each is a scenario in `tests/sc
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -23,10 +24,12 @@ import select
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import error, main, tcp, unix
-from twisted.internet.interfaces import IConnector
+from twisted.internet.interfaces import IConnector, IDelayedCall
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,10 +37,14 @@ from zope.interface import implementer
 from ..config import KeepAlive
 from ..interfaces import IPump, IStream
 from .death_watch import DeathWatch, NoDeathWatch
+from .linger import linger
 from .options import leave_port_open, set_options
 from .port import ListeningPump, TCPPort, UNIXPort
+from .secure import make_secure
 
 _INT = struct.Struct("i")
+# Where no epoll tells that there is more to peek at.
+_LOOK_EVERY = 0.02
 
 
 def _ask(sock: socket.socket, request: int) -> int:
@@ -53,8 +60,14 @@ class _Stream(tcp.Connection):
     protocol: Any
     reactor: Any
 
+    socket: Any
+    secured: Any = None
     received = 0
     heard = 0.0
+    _shaking_hands = False
+    _soon: IDelayedCall | None = None
+    _peeking: tuple[int, Callable[[bytes, bool], object]] | None = None
+    _polling: IDelayedCall | None = None
     _paused = False
     _at_end = False
     _read_ended = False
@@ -68,6 +81,8 @@ class _Stream(tcp.Connection):
         self._paused = False
         if self.connected and not self.disconnecting and not self._read_ended:
             self.startReading()
+            if self.secured is not None and self.socket.at_end:
+                self._read_end_later()
 
     def stopProducing(self) -> None:
         """The consumer is gone. What becomes of this side is the session's to decide."""
@@ -83,7 +98,149 @@ class _Stream(tcp.Connection):
             return ours
         return ours + _ask(self.socket, termios.TIOCOUTQ)
 
+    # What IStream adds.
+
+    def start_peeking(self, limit: int, seen: Callable[[bytes, bool], object]) -> None:
+        # A reactor would tell of bytes that are left unread again and again.
+        self.pauseProducing()
+        self._peeking = limit, seen
+        if not self.deaths.watch_reads(self, True):
+            self._polling = self.reactor.callLater(_LOOK_EVERY, self._look)
+        self._peek(False)
+
+    def _look(self) -> None:
+        self._polling = self.reactor.callLater(_LOOK_EVERY, self._look)
+        self._peek(False)
+
+    def stop_peeking(self) -> None:
+        self._peeking = None
+        if self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
+        else:
+            self.deaths.watch_reads(self, False)
+
+    def peer_spoke(self, at_end: bool) -> None:
+        """The death watch has news, though not of a death."""
+        self._peek(at_end)
+
+    def _peek(self, at_end: bool) -> None:
+        if self._peeking is None or not self.connected:
+            return
+        limit, seen = self._peeking
+        try:
+            data = self.socket.recv(limit, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as failed:
+            self.connection_died(failed)
+            return
+        seen(data, at_end or not data)
+
+    def take(self, count: int) -> None:
+        try:
+            while count > 0:
+                count -= len(self.socket.recv(count)) or count
+        except OSError as failed:
+            self.reactor.callLater(0, self.connection_died, failed)
+
+    def linger(self) -> None:
+        if not self.connected:
+            return
+        self._stop_watching()
+        self.stopReading()
+        self.stopWriting()
+        raw = self.socket if self.secured is None else self.socket.release()
+        linger(self.reactor, raw)
+        self._closeSocket = _leave_open  # type: ignore[method-assign]
+        self._aborting = True
+        super().connectionLost(Failure(main.CONNECTION_DONE))
+        self.secured = None
+
+    def start_tls(self, connection: Any) -> None:
+        """See `IPump`."""
+        if self.unsent_here():  # what Twisted would write in a moment goes before TLS
+            self.doWrite()
+        self.socket = make_secure(self.socket, connection)
+        self.secured = connection
+        self._shaking_hands = True
+        self._soon = self.reactor.callLater(0, self._begin)
+
+    def _begin(self) -> None:
+        self._soon = None
+        self._step()
+
+    def _step(self) -> None:
+        """One step of the handshake; what OpenSSL waits for is not told, so either wakes it."""
+        if not self._shaking_hands or not self.connected:
+            return
+        try:
+            complete = self.socket.handshake()
+        except SSL.Error as failed:
+            self._stop_shaking_hands()
+            self.protocol.handshakeFailed(failed)
+            return
+        if complete:
+            self._stop_shaking_hands()
+            self.protocol.handshakeCompleted()
+            return
+        self.startReading()
+        if self.secured.want_write():
+            self.startWriting()
+        else:
+            self.stopWriting()
+
+    def _stop_shaking_hands(self) -> None:
+        self._shaking_hands = False
+        self.pauseProducing()
+        self.stopWriting()
+
+    def _read_end_later(self) -> None:
+        """OpenSSL has read the end already, so nothing will tell that there is something to read."""
+        if self._soon is None:
+            self._soon = self.reactor.callLater(0, self._read_end)
+
+    def _read_end(self) -> None:
+        if self._soon is not None and self._soon.active():
+            self._soon.cancel()
+        self._soon = None
+        if self._paused or not self.connected or self._read_ended:
+            return
+        why = self.doRead()
+        if why is main.CONNECTION_DONE:
+            self.stopReading()
+            self.readConnectionLost(Failure(why))
+        elif why is not None:
+            self.connectionLost(Failure(why))
+
+    def doWrite(self) -> Any:
+        if self._shaking_hands:
+            self._step()
+            return None
+        return super().doWrite()
+
+    def _closeWriteConnection(self) -> None:
+        if self.secured is not None:
+            try:
+                self.socket.notify()
+            except BlockingIOError:
+                self._writeDisconnected = False
+                self.startWriting()
+                return
+            except OSError:
+                pass  # the peer is gone; reading will tell
+        super()._closeWriteConnection()
+
+    def _postLoseConnection(self) -> Any:
+        if self.secured is not None:
+            with contextlib.suppress(OSError):
+                self.socket.notify()
+        return super()._postLoseConnection()
+
     def doRead(self) -> Any:
+        if self._shaking_hands:
+            self._step()
+            return None
         try:
             data = self.socket.recv(self.bufferSize)
         except (BlockingIOError, InterruptedError):
@@ -94,6 +251,8 @@ class _Stream(tcp.Connection):
             self.received += len(data)
             self.heard = self.reactor.seconds()
             self.protocol.dataReceived(data)
+            if self.secured is not None and self.socket.at_end:
+                self._read_end_later()
             return None
         self._at_end = True
         return self._reset or main.CONNECTION_DONE
@@ -120,6 +279,9 @@ class _Stream(tcp.Connection):
 
     def connection_died(self, error: OSError) -> None:
         """The death watch has news; see `connectionLost`."""
+        if self.secured is not None and not self._shaking_hands:
+            # Whoever closes after its close_notify resets for ours: its end came first all the same.
+            self._read_end()
         if self.connected:
             self.connectionLost(Failure(error))
 
@@ -132,6 +294,7 @@ class _Stream(tcp.Connection):
             self.doWrite()
             return
         if self.connected and not self._aborting and not reason.check(error.ConnectionDone):
+            self._shaking_hands = False
             if self._reset is None:
                 self._reset = reason.value
                 self._drop_unwritten()
@@ -139,7 +302,8 @@ class _Stream(tcp.Connection):
                 if self._was_aborted():
                     return
             if not self._read_ended:
-                if _ask(self.socket, termios.FIONREAD):
+                unreadable = self.secured is not None and self.socket.failed is not None
+                if not unreadable and _ask(self.socket, termios.FIONREAD):
                     if not self._paused:
                         self.startReading()
                     return
@@ -150,8 +314,9 @@ class _Stream(tcp.Connection):
                     if self._was_aborted():
                         return
         if hasattr(self, "socket"):
-            self.deaths.discard(self)
+            self._stop_watching()
         super().connectionLost(reason)
+        self.secured = None  # it has much memory of OpenSSL's
 
     def _only_hung_up(self, reason: Failure) -> bool:
         """
@@ -169,6 +334,13 @@ class _Stream(tcp.Connection):
             and not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         )
 
+    def _stop_watching(self) -> None:
+        self.stop_peeking()
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        self.deaths.discard(self)
+
     def _was_aborted(self) -> bool:
         return self._aborting
 
@@ -179,6 +351,10 @@ class _Stream(tcp.Connection):
         self._tempDataLen = 0
         self._writeDisconnected = True
         self.stopWriting()
+
+
+def _leave_open(orderly: bool) -> None:
+    """The socket is somebody else's now."""
 
 
 class _Accepted(_Stream):
@@ -293,6 +469,10 @@ class BufferedPump(ListeningPump):
         connector.pump = self
         connector.connect()
         return connector
+
+    def start_tls(self, stream: Any, connection: Any) -> Any:
+        stream.start_tls(connection)
+        return stream
 
     def connectUNIX(
         self, address: str, factory: ClientFactory[Any], timeout: float = 30, checkPID: bool = False

@@ -12,11 +12,14 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
 from zope.interface import implementer
+
+_READS = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0)
 
 
 class Watched(Protocol):
@@ -30,6 +33,9 @@ class Watched(Protocol):
 
     def connection_died(self, error: OSError) -> None:
         """The kernel gave the connection up (reset, keepalive, user time-out)."""
+
+    def peer_spoke(self, at_end: bool) -> None:
+        """There is something to read, or an end; only where that is asked for."""
 
 
 @implementer(IReadDescriptor)
@@ -72,6 +78,19 @@ class DeathWatch:
             self._epoll.close()
             self._epoll = None
 
+    def watch_reads(self, transport: Watched, wanted: bool) -> bool:
+        """
+        Tell, from now on or no more, when there is something to read, once for each time that more came.
+
+        @return: whether it can be told.
+        """
+        fd = transport.fileno()
+        if self._watched.get(fd) is not transport:
+            return False
+        assert self._epoll is not None
+        self._epoll.modify(fd, select.EPOLLET | (_READS if wanted else 0))
+        return True
+
     def fileno(self) -> int:
         return -1 if self._epoll is None else self._epoll.fileno()
 
@@ -80,17 +99,22 @@ class DeathWatch:
         assert self._epoll is not None
         for fd, event in self._epoll.poll(0, 64):
             transport = self._watched.get(fd)
-            if transport is not None and event & select.EPOLLERR:
+            if transport is None:
+                continue
+            if event & select.EPOLLERR:
                 number = transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
-                    self._tell(transport, OSError(number, os.strerror(number)))
+                    self._tell(transport.connection_died, OSError(number, os.strerror(number)))
+                    continue
+            if event & _READS:
+                self._tell(transport.peer_spoke, bool(event & select.EPOLLRDHUP))
 
-    def _tell(self, transport: Watched, error: OSError) -> None:
+    def _tell(self, told: Callable[[Any], None], news: object) -> None:
         try:
-            transport.connection_died(error)
+            told(news)
         except Exception:
             # Or the rest of the batch would never be heard of again.
-            self.log.failure("A death could not be dealt with")
+            self.log.failure("News of a transport could not be dealt with")
 
     def connectionLost(self, reason: Any) -> None:
         """The reactor is disconnecting everything."""
@@ -107,3 +131,9 @@ class NoDeathWatch:
 
     def discard(self, transport: Watched) -> None:
         """Nothing."""
+
+    def watch_reads(self, transport: Watched, wanted: bool) -> bool:
+        """
+        @return: that it can't be told.
+        """
+        return False

@@ -231,6 +231,7 @@ class Loop:
         closing, self._closing = self._closing, []
         for sock in closing:
             sock.close()
+        closing.clear()  # a traceback somewhere may keep this frame
         if reactors and self._reactor_poll is not None:
             self._reactor_poll(0)
         self._leave_if_idle()

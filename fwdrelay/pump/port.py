@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from ..address import address_text
 from ..config import KeepAlive
+from .linger import stop_lingering
 from .options import Options, make_options, set_options
 from .spare import Spare
 
@@ -291,3 +292,4 @@ class ListeningPump:
     def stop(self) -> None:
         """Give back what is kept for use: nobody is accepted any more."""
         self.spare.give_up()
+        stop_lingering(self.reactor)

@@ -32,6 +32,7 @@ from .options import leave_port_open, set_options
 from .pipes import Pipes
 from .port import ListeningPump, TCPPort, UNIXPort, _PatientPort
 from .stream import Stream
+from .tls_stream import Handshakes, TLSStream
 
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
 
@@ -248,6 +249,7 @@ class SplicedPump(ListeningPump):
         self.loop = Loop(reactor)
         self.pipes = Pipes(reactor)
         self.deadlines = Deadlines(reactor)
+        self._handshakes = Handshakes(self.loop)
 
     def callLater(self, delay: float, call: Any, *arguments: Any) -> IDelayedCall:
         if delay:
@@ -269,6 +271,9 @@ class SplicedPump(ListeningPump):
         self, address: str, factory: ClientFactory[Any], timeout: float = 30, checkPID: bool = False
     ) -> IConnector:
         return Connecting(self, factory, address, None, timeout)
+
+    def start_tls(self, stream: Any, connection: Any) -> TLSStream:
+        return TLSStream(self.loop, self.pipes, self._handshakes, stream, connection)
 
     def stop(self) -> None:
         """Give back what is kept for use: no stream is left."""

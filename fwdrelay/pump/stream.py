@@ -22,8 +22,8 @@ import select
 import socket
 import struct
 import termios
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 from twisted.internet import main
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import IStream
+from .linger import linger
 from .loop import EDGE, READ, Loop
 from .pipes import Pipe, Pipes
 
@@ -65,13 +66,17 @@ class Stream:
     @ivar unread: there may be something to read; edge-triggered, so this is what is known of it.
     @ivar hung: a short read proves nothing: the peer has ended or reset, and the end is still to be
         read; or there is something else that reads stop at (urgent data, descriptors on a Unix socket).
+    @ivar at_end: the peer has ended or reset, and nothing comes after what is in the kernel now.
     @ivar urgent: there was urgent data, which splice(2) stops at as if nothing came after it.
     @ivar reset: what broke the connection.
     @ivar pending: bytes that wait to be written, after those in `pipe`.
     @ivar pipe: the pipe on loan to the flow into this stream.
     @ivar blocked: the socket takes no more; `pending` or `pipe` hold something.
     @ivar watched: writability is watched for, too.
+    @cvar takes_splices: whether bytes can get to the peer without passing through this process.
     """
+
+    takes_splices: ClassVar[bool] = True
 
     __slots__ = (
         "__weakref__",
@@ -80,11 +85,13 @@ class Stream:
         "_finished",
         "_finishing",
         "_loop",
+        "_peeking",
         "_peer",
         "_pipes",
         "_producer_paused",
         "_queued",
         "_streaming",
+        "at_end",
         "blocked",
         "ended",
         "fd",
@@ -120,7 +127,8 @@ class Stream:
         self.reset: BaseException | None = None
         self.pending: bytearray | None = None
         self.pipe: Pipe | None = None
-        self.unread = self.ended = self.paused = self.urgent = False
+        self.unread = self.ended = self.paused = self.urgent = self.at_end = False
+        self._peeking: tuple[int, Callable[[bytes, bool], object]] | None = None
         self.hung = sock.family == socket.AF_UNIX
         self.blocked = self.watched = False
         self._bulk = self._queued = False
@@ -135,6 +143,8 @@ class Stream:
             self.hung = True
             if events & select.EPOLLPRI:
                 self.urgent = True
+            if events & _GONE:
+                self.at_end = True
             if events & select.EPOLLERR:
                 self._ask_error()
                 if self.fd < 0:
@@ -205,6 +215,8 @@ class Stream:
                 sink._block()
                 return
             if count == _SIZE:
+                if not sink.takes_splices:
+                    continue
                 self._bulk = True
                 self._splice(sink)
                 return
@@ -261,6 +273,9 @@ class Stream:
 
     def _deliver(self) -> None:
         """`pull` for a stream that isn't fused: to its protocol."""
+        if self._peeking is not None:
+            self._peek()
+            return
         for _ in range(_ROUNDS):
             try:
                 data = self.socket.recv(_SIZE)
@@ -284,6 +299,20 @@ class Stream:
             if self.paused or self.sink is not None:
                 break
         self._go_on_later()
+
+    def _peek(self) -> None:
+        """Show what is there; the next edge tells of more."""
+        assert self._peeking is not None
+        limit, seen = self._peeking
+        self.unread = False
+        try:
+            data = self.socket.recv(limit, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error)
+            return
+        seen(data, self.at_end or not data)
 
     def _end(self) -> None:
         """There is nothing more to read."""
@@ -337,6 +366,11 @@ class Stream:
 
     def _close(self, reason: Failure) -> None:
         fd, self.fd = self.fd, -1
+        self._loop.close(fd, self.socket)
+        self._closed(reason)
+
+    def _closed(self, reason: Failure) -> None:
+        self._peeking = None
         self._drop_outgoing()
         producer = self.producer
         self.unregisterProducer()
@@ -344,7 +378,6 @@ class Stream:
             producer.stopProducing()
         if self.sink is not None:
             self.sink.unregisterProducer()
-        self._loop.close(fd, self.socket)
         protocol, self.protocol = self.protocol, None
         protocol.connectionLost(reason)
 
@@ -487,6 +520,38 @@ class Stream:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close(_ABORTED)
 
+    def linger(self) -> None:
+        """See `IStream`."""
+        if self.fd < 0:
+            return
+        fd, self.fd = self.fd, -1
+        self._loop.remove(fd)
+        linger(self._loop.reactor, self._raw_socket())
+        self._closed(_DONE)
+
+    def _raw_socket(self) -> socket.SocketType:
+        return self.socket
+
+    def start_peeking(self, limit: int, seen: Callable[[bytes, bool], object]) -> None:
+        """See `IStream`."""
+        self._peeking = limit, seen
+        self.paused = False
+        if self.fd >= 0:
+            self._peek()
+
+    def stop_peeking(self) -> None:
+        """See `IStream`."""
+        self._peeking = None
+        self.paused = self.unread = True
+
+    def take(self, count: int) -> None:
+        """See `IStream`."""
+        try:
+            while count > 0:
+                count -= len(self.socket.recv(count)) or count
+        except OSError as error:
+            self._loop.call_later(self._broken_later, (error,))
+
     def unsent_here(self) -> int:
         return len(self.pending or b"") + (self.pipe.held if self.pipe is not None else 0)
 
@@ -520,6 +585,13 @@ class Stream:
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
+
+    # What IStream adds.
+
+    @property
+    def secured(self) -> Any:
+        """See `IStream`."""
+        return None
 
     # IPushProducer.
 

@@ -25,6 +25,7 @@ class Watched:
             self.peer = socket.create_connection(listening.getsockname())
             self.sock, _ = listening.accept()
         self.died: list[int | None] = []
+        self.spoke: list[bool] = []
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -34,6 +35,9 @@ class Watched:
 
     def connection_died(self, error: OSError) -> None:
         self.died.append(error.errno)
+
+    def peer_spoke(self, at_end: bool) -> None:
+        self.spoke.append(at_end)
 
     def reset(self) -> None:
         """The peer resets."""
