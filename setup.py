@@ -26,7 +26,9 @@ def long_description() -> str:
 TEST = [
     "build",
     "coverage>=7.10",  # the first whose `patch = ["subprocess"]` measures relays that tests start
+    "crc32c",  # with it, proxy-protocol checks checksums
     "hypothesis",
+    "proxy-protocol",  # somebody else's reading and writing of PROXY headers
     "pytest>=8.4",
     "pytest-randomly",  # any order, under a seed that is printed
     "setuptools>=77",
@@ -57,7 +59,9 @@ setup(
     install_requires=[
         "attrs",
         "cattrs>=24.1",
-        "pyopenssl",
+        "cryptography>=42",
+        "idna",
+        "pyopenssl>=25.2",
         "service-identity",
         "twisted>=26.4",
     ],

@@ -3,7 +3,8 @@ Opening the upstream connection: a target's addresses raced, the next target ele
 
 A dial ends within the connect time-out, whatever it tries: each target gets an equal share of what is
 left, so one that answers nothing leaves time for the next. Every attempt is a `ClientCreator`
-connection through the pump.
+connection through the pump; where the pool speaks TLS, hands are shaken on it, and a target that can't
+prove who it is has failed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from attrs import define, field, frozen
+from OpenSSL import SSL
 from twisted.internet import error
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -23,7 +25,9 @@ from twisted.python.failure import Failure
 
 from .config import TargetConfig
 from .errors import DialFailed
+from .handshake import shake_hands
 from .interfaces import IPump
+from .tls import PeerRefused, UpstreamTLS, explain
 from .upstream import Pool, Resolver, Target
 
 # RFC 8305, section 8: the recommended delay between attempts at the addresses of one name.
@@ -34,7 +38,16 @@ QUEUE_FULL_DELAY = 0.02
 _NO_LIMIT = 3600.0
 # Of an attempt for which no time is left: a machine may stand still for longer than a time-out.
 _SHORTEST = 0.001
-CAUSES = ("refused", "unreachable", "timeout", "resolve", "no-resources", "no-target", "other")
+CAUSES = (
+    "refused",
+    "unreachable",
+    "timeout",
+    "resolve",
+    "no-resources",
+    "no-target",
+    "tls",
+    "other",
+)
 _CAUSE_OF_ERRNO = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "refused",
@@ -154,7 +167,7 @@ class Dialer:
         deadline = self._reactor.seconds() + timeout
         dial = _Dial(pool, build, timeout, deadline, client, [*tried, target])
         config = target.config
-        if not target.literal or pool.config.bind:
+        if not target.literal or pool.config.bind or pool.tls is not None:
             return Deferred.fromCoroutine(self._try_targets(dial))
         # Nearly every dial is this: one address, which answers. A coroutine, with all that can happen
         # in it, would cost a tenth of the session's set-up.
@@ -193,8 +206,7 @@ class Dialer:
             target = dial.tried[-1]
             if failed is None:
                 try:
-                    share = dial.share(self._reactor)
-                    protocol = await self._dial_target(target.config, share, pool, dial.build)
+                    protocol = await self._open(target.config, dial)
                 except DialFailed as why:
                     failed = why
                 except BaseException:
@@ -209,6 +221,51 @@ class Dialer:
                 raise AllFailed(failed, dial.tried)
             dial.tried.append(following)
             failed = None
+
+    async def _open(self, target: TargetConfig, dial: _Dial[P]) -> P:
+        """
+        @return: connected to `target`, which is who it should be.
+        @raise DialFailed: with the cause.
+        """
+        share = dial.share(self._reactor)
+        until = None if share is None else self._reactor.seconds() + share
+        protocol = await self._dial_target(target, share, dial.pool, dial.build)
+        if dial.pool.tls is not None:
+            await self._secure(protocol, target, dial.pool.tls, until)
+        return protocol
+
+    async def _secure(
+        self, protocol: Protocol, target: TargetConfig, tls: UpstreamTLS, until: float | None
+    ) -> None:
+        """
+        Shake hands with `target`.
+
+        @param until: when its time is up.
+        @raise DialFailed: there is no connection any more.
+        """
+        stream: Any = protocol.transport
+        connection = tls.connect(stream.getHandle(), target)
+        try:
+            handshake = shake_hands(self._pump, protocol, connection)
+            if until is not None:
+                left = max(until - self._reactor.seconds(), _SHORTEST)
+                handshake.addTimeout(left, self._reactor)
+            await handshake
+            tls.judge(connection, target)
+        except BaseException as failed:
+            stream = protocol.transport
+            stream.abortConnection()
+            if isinstance(failed, DeferredTimeout):
+                raise DialFailed(
+                    "timeout", "no TLS handshake within the connect time-out"
+                ) from None
+            if isinstance(failed, PeerRefused):
+                raise DialFailed("tls", str(failed)) from None
+            if isinstance(failed, SSL.Error):
+                raise DialFailed("tls", explain(failed, connection)) from None
+            if isinstance(failed, OSError):
+                raise DialFailed("tls", f"TLS handshake: {_cause(failed)[1]}") from None
+            raise
 
     async def _dial_target(
         self, target: TargetConfig, share: float | None, pool: Pool, build: Callable[[], P]

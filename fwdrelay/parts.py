@@ -1,12 +1,15 @@
 """
-What a configuration names and somebody else may have written: elections, discoveries, admissions.
+What a configuration names and lies elsewhere: elections, discoveries, admissions that somebody else has
+written, and certificates.
 
-They are made before anything is changed, so that a name that doesn't exist changes nothing; and by
+They are made before anything is changed, so that a name or a file that doesn't exist changes nothing; and by
 `--check`, so that it is told before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from attrs import frozen
@@ -15,6 +18,7 @@ from .admit import make_admissions
 from .config import Config
 from .errors import ConfigError, ConfigErrors
 from .interfaces import IAdmission
+from .tls import ServerTLS, UpstreamTLS
 from .upstream import PoolParts
 from .upstream import make_parts as make_pool_parts
 
@@ -24,27 +28,45 @@ class Parts:
     """
     @ivar pools: by the pool's name.
     @ivar admissions: by the listener's name.
+    @ivar tls: how those listeners terminate TLS that do, by name.
     """
 
     pools: dict[str, PoolParts]
     admissions: dict[str, tuple[IAdmission, ...]]
+    tls: dict[str, ServerTLS]
 
 
-def make_parts(config: Config, reactor: Any) -> Parts:
+def make_parts(
+    config: Config,
+    reactor: Any,
+    terminated: Mapping[str, ServerTLS | None] = MappingProxyType({}),
+    originated: Mapping[str, UpstreamTLS | None] = MappingProxyType({}),
+) -> Parts:
     """
+    @param terminated: how listeners have terminated TLS until now, by name.
+    @param originated: how pools have spoken it, by name.
     @return: parts in which nothing has begun.
     @raise ConfigErrors: for all that can't be made.
     """
-    parts = Parts({}, {})
+    parts = Parts({}, {}, {})
     errors: list[ConfigError] = []
     for index, listener in enumerate(config.listeners):
         try:
             parts.admissions[listener.name] = make_admissions(listener, f"listener[{index}]")
         except ConfigErrors as wrong:
             errors += wrong.errors
+        if listener.tls is not None:
+            try:
+                parts.tls[listener.name] = ServerTLS(
+                    listener.tls, f"listener[{index}].tls", terminated.get(listener.name)
+                )
+            except ConfigErrors as wrong:
+                errors += wrong.errors
     for pool in config.pools:
         try:
-            parts.pools[pool.name] = make_pool_parts(pool, reactor, config.relay.nameservers)
+            parts.pools[pool.name] = make_pool_parts(
+                pool, reactor, config.relay.nameservers, originated.get(pool.name)
+            )
         except ConfigErrors as wrong:
             errors += wrong.errors
     if errors:

@@ -7,7 +7,7 @@ children at once and without a deadline, so the order of a stop is written out h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -21,7 +21,7 @@ from .deadlines import Deadlines
 from .dial import Dialer
 from .errors import ConfigError, ConfigErrors, FwdrelayError
 from .frontend import Addresses, Key, Listener, keys
-from .interfaces import IAdmission, IPump
+from .interfaces import IPump
 from .observe.access_log import AccessLog
 from .observe.events import SessionEnded
 from .observe.sink import Sink
@@ -29,6 +29,7 @@ from .parts import Parts, make_parts
 from .process.sdnotify import Notifier
 from .pump import make_pump
 from .session import Reason, Session
+from .tls import File, Files, ServerTLS, UpstreamTLS
 from .upstream import Pool, Resolver, Target
 from .words import counted
 
@@ -71,6 +72,7 @@ class Relay(Service):
         self._give_up = give_up
         self._read = read
         self._deadlines = Deadlines(reactor)
+        self._files = Files(reactor, self._renew_tls)
         self._resolver = Resolver(reactor)
         self._pump: IPump | None = None
         self._addresses: Addresses
@@ -110,6 +112,7 @@ class Relay(Service):
             for listener in self.listeners.values():
                 bound = self._addresses.bind(listener, listener.config)
                 self._addresses.tell(listener, bound)
+            self._files.follow(self._tls_files())
         except FwdrelayError as failed:
             if self._give_up is None:
                 raise
@@ -120,6 +123,7 @@ class Relay(Service):
         super().startService()
         for pool in self.pools.values():
             pool.start()
+        self._files.start()
         self._reactor.callWhenRunning(self._running)
 
     def stopService(self) -> Deferred[None]:
@@ -152,8 +156,10 @@ class Relay(Service):
         """
         self.reopen_logs()
         if self._read is None:
-            self.log.info("There is no configuration file to read again.")
-            return succeed(True)
+            files = self._tls_files()
+            if not files:
+                self.log.info("There is no configuration file to read again.")
+            return succeed(self._renew_tls(frozenset(file.path for file in files)))
         return Deferred.fromCoroutine(self._reload(self._read))
 
     async def _reload(self, read: Callable[[], Config]) -> bool:
@@ -194,7 +200,9 @@ class Relay(Service):
         """
         before = self.config
         _refuse_what_takes_a_restart(before, config)
-        parts = make_parts(config, self._reactor)
+        terminated = {name: listener.tls for name, listener in self.listeners.items()}
+        originated = {name: pool.tls for name, pool in self.pools.items()}
+        parts = make_parts(config, self._reactor, terminated, originated)
         new_pools = {
             each.name: self._make_pool(each, parts)
             for each in config.pools
@@ -202,7 +210,7 @@ class Relay(Service):
         }
         pools = {**self.pools, **new_pools}
         new_listeners = {
-            each.name: self._make_listener(each, pools, parts.admissions[each.name])
+            each.name: self._make_listener(each, pools, parts)
             for each in config.listeners
             if each.name not in self.listeners
         }
@@ -229,7 +237,62 @@ class Relay(Service):
             self._addresses.serve(listener)
             mine = [key for key in keys(listener.config) if key in new_addresses]
             self._addresses.tell(listener, mine)
+        self._files.follow(self._tls_files())
         self.log.info("The configuration is in force: {told}.", told=_told(before, config))
+
+    def _tls_files(self) -> list[File]:
+        """Those that TLS is made of now."""
+        speakers: list[ServerTLS | UpstreamTLS | None] = [
+            *(listener.tls for listener in self.listeners.values()),
+            *(pool.tls for pool in self.pools.values()),
+        ]
+        return [file for tls in speakers if tls is not None for file in tls.files]
+
+    def _renew_tls(self, paths: frozenset[str]) -> bool:
+        """
+        Read the certificates and authorities in these files anew, and use them from now on, as far as they
+        are of use; sessions keep what they have.
+
+        @return: whether they all were.
+        """
+        renewed: list[str] = []
+        okay = True
+        for index, config in enumerate(self.config.listeners):
+            listener = self.listeners[config.name]
+            tls = listener.tls
+            if tls is None or not _among(tls.files, paths):
+                continue
+            try:
+                listener.tls = ServerTLS(tls.config, f"listener[{index}].tls", tls)
+                renewed.append(f"listener {config.name}")
+            except ConfigErrors as wrong:
+                okay = False
+                self._not_renewed(f"listener {config.name}", wrong)
+        for name, pool in self.pools.items():
+            of_pool = pool.tls
+            if of_pool is None or not _among(of_pool.files, paths):
+                continue
+            try:
+                pool.renew_tls(UpstreamTLS(of_pool.config, f"pool.{name}.tls", of_pool))
+                renewed.append(f"pool {name}")
+            except ConfigErrors as wrong:
+                okay = False
+                self._not_renewed(f"pool {name}", wrong)
+        if renewed:
+            self.log.info(
+                "Certificates and authorities were read anew: {renewed}.",
+                renewed=", ".join(renewed),
+            )
+            self._files.follow(self._tls_files())
+        return okay
+
+    def _not_renewed(self, whose: str, wrong: ConfigErrors) -> None:
+        self.log.error(
+            "The certificates of {whose} stay as they were read before, for now there is something wrong:"
+            " {wrong}",
+            whose=whose,
+            wrong=wrong,
+        )
 
     def _bind_new(self, config: Config, new: Mapping[str, Listener]) -> list[Key]:
         """
@@ -270,7 +333,7 @@ class Relay(Service):
         for name in [name for name in self.listeners if name not in wanted]:
             self._let_leave(self.listeners.pop(name))
         for name, listener in self.listeners.items():
-            listener.change(wanted[name], self.pools, parts.admissions[name])
+            listener.change(wanted[name], self.pools, parts.admissions[name], parts.tls.get(name))
         self.listeners.update(new)
 
     def _let_leave(self, listener: Listener) -> None:
@@ -318,9 +381,7 @@ class Relay(Service):
         for pool in config.pools:
             self.pools[pool.name] = self._make_pool(pool, parts)
         for listener in config.listeners:
-            self.listeners[listener.name] = self._make_listener(
-                listener, self.pools, parts.admissions[listener.name]
-            )
+            self.listeners[listener.name] = self._make_listener(listener, self.pools, parts)
 
     def _make_pool(self, config: PoolConfig, parts: Parts) -> Pool:
         return Pool(
@@ -332,16 +393,16 @@ class Relay(Service):
         )
 
     def _make_listener(
-        self,
-        config: ListenerConfig,
-        pools: Mapping[str, Pool],
-        admissions: tuple[IAdmission, ...],
+        self, config: ListenerConfig, pools: Mapping[str, Pool], parts: Parts
     ) -> Listener:
+        assert self._pump is not None
         return Listener(
             config,
             pools,
-            admissions,
+            parts.admissions[config.name],
+            parts.tls.get(config.name),
             clock=self._reactor,
+            pump=self._pump,
             dialer=self._dialer,
             deadlines=self._deadlines,
             tell=self._tell,
@@ -422,6 +483,7 @@ class Relay(Service):
         for loop in (self._status, self._watchdog):
             if loop.running:
                 loop.stop()
+        self._files.stop()
         self._deadlines.stop()
         if self._pump is not None:
             self._pump.stop()
@@ -465,6 +527,10 @@ def _refuse_what_takes_a_restart(before: Config, after: Config) -> None:
     ]
     if errors:
         raise ConfigErrors(errors)
+
+
+def _among(files: Iterable[File], paths: frozenset[str]) -> bool:
+    return any(file.path in paths for file in files)
 
 
 def _as_written(value: str | float) -> str:

@@ -10,8 +10,10 @@ import io
 import json
 import re
 import shlex
+import shutil
+import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -26,11 +28,18 @@ from fwdrelay.config import (
     Config,
     HealthConfig,
     ListenerConfig,
+    ListenerTLSConfig,
     PoolConfig,
+    ProxyProtocolConfig,
     RelayConfig,
     RouteConfig,
+    SNIConfig,
     Timeouts,
+    UpstreamTLSConfig,
 )
+from fwdrelay.config.grammar import parse_rate
+from fwdrelay.config.model import IdentityKind
+from fwdrelay.config.names import parse_identity
 from fwdrelay.config.read import make_config, read_config, table_keys
 from fwdrelay.errors import ConfigErrors
 from fwdrelay.observe.access_log import json_line
@@ -38,6 +47,7 @@ from fwdrelay.observe.events import SessionEnded
 from fwdrelay.session.lifecycle import TABLE, Input, Reason, State, code
 from fwdrelay.tap import Options
 from tests.case import SynchronousTestCase
+from tests.pki import Authority
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -60,6 +70,9 @@ EVENT = SessionEnded(
     duration_ms=0.0,
     retries=0,
     sessions=1,
+)
+FULL_EVENT = attrs.evolve(
+    EVENT, queue_ms=1.0, sni="a", alpn="h2", tls="TLSv1.3", identity="cn:a", error="why"
 )
 
 
@@ -182,6 +195,17 @@ class OptionsPageTests(SynchronousTestCase):
         for endpoint in endpoints:
             Options().parseOptions(["--listen", endpoint, *relay])
 
+    def test_examples_of_rates_and_identities_are_right(self) -> None:
+        rates = [text for text in spans(section(self.page, "Rates")) if "/" in text]
+        self.assertGreater(len(rates), 3)
+        for text in rates:
+            self.assertTrue(parse_rate(text), text)
+        identities = section(self.page, "Identities")
+        kinds = {parse_identity(spans(cell)[0]).kind for cell, _ in rows(identities)}
+        self.assertEqual(kinds, set(get_args(IdentityKind)))
+        *_, written, plain = spans(identities)
+        self.assertEqual(str(parse_identity(written)), plain)
+
 
 class ConfigurationPageTests(SynchronousTestCase):
     page: ClassVar[str] = read(ROOT / "docs" / "configuration.md")
@@ -195,9 +219,14 @@ class ConfigurationPageTests(SynchronousTestCase):
                 "route": [{"client": ["::1"], "pool": "web"}],
                 "timeouts": {},
                 "admit": {},
+                "tls": {
+                    "certificate": "web.pem",
+                    "sni": [{"names": ["other.example"], "certificate": "other.pem"}],
+                },
+                "proxy_protocol": {},
             }
         ],
-        "pool": {"web": {"targets": ["a:1"], "health": {}}},
+        "pool": {"web": {"targets": ["a:1"], "health": {}, "tls": {}}},
     }
     # What stands below which heading, and how to come to it in a file.
     TABLES: ClassVar[dict[str, tuple[type, tuple[str | int, ...]]]] = {
@@ -205,9 +234,13 @@ class ConfigurationPageTests(SynchronousTestCase):
         "`[[listener]]`": (ListenerConfig, ("listener", 0)),
         "`timeouts` of a listener": (Timeouts, ("listener", 0, "timeouts")),
         "`[listener.admit]`": (Admit, ("listener", 0, "admit")),
+        "`[listener.tls]`": (ListenerTLSConfig, ("listener", 0, "tls")),
+        "`[[listener.tls.sni]]`": (SNIConfig, ("listener", 0, "tls", "sni", 0)),
+        "`[listener.proxy_protocol]`": (ProxyProtocolConfig, ("listener", 0, "proxy_protocol")),
         "`[[listener.route]]`": (RouteConfig, ("listener", 0, "route", 0)),
         "`[pool.NAME]`": (PoolConfig, ("pool", "web")),
         "`[pool.NAME.health]`": (HealthConfig, ("pool", "web", "health")),
+        "`[pool.NAME.tls]`": (UpstreamTLSConfig, ("pool", "web", "tls")),
     }
 
     def documented(self, heading: str) -> dict[str, tuple[str, str]]:
@@ -237,6 +270,9 @@ class ConfigurationPageTests(SynchronousTestCase):
             for key, (cell, _) in self.documented(heading).items():
                 if cell == "must be given":
                     self.assertIs(keys[key].default, attrs.NOTHING, f"{heading} {key}")
+                    continue
+                if cell == "none":  # which TOML has no word for
+                    self.assertIsNone(keys[key].default, f"{heading} {key}")
                     continue
                 (default,) = spans(cell)
                 left_out, written = copy.deepcopy(self.LEAST), copy.deepcopy(self.LEAST)
@@ -304,10 +340,106 @@ class ConfigurationPageTests(SynchronousTestCase):
         return name.replace("-", "_") in {*table_keys(RelayConfig), "nameserver"}
 
 
+class Credentials:
+    """
+    Certificates, keys and authorities where a configuration, or a command line, looks for them.
+
+    @param folder: nothing is written elsewhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._authority = Authority()
+        self._count = 0
+
+    def write_for(self, config: Config) -> int:
+        """
+        All that the configuration names.
+
+        @return: how many files.
+        """
+        self._count = 0
+        for listener in config.listeners:
+            if listener.tls is not None:
+                self.write_chains(listener.tls.certificate, listener.tls.key)
+                for other in listener.tls.sni:
+                    self.write_chains(other.certificate, other.key)
+                self.write_authority(listener.tls.client_ca)
+        for pool in config.pools:
+            if pool.tls is not None:
+                own = [(each,) if each else () for each in (pool.tls.certificate, pool.tls.key)]
+                self.write_chains(*own)
+                self.write_authority(pool.tls.ca)
+        return self._count
+
+    def write_chains(self, certificates: Sequence[str], keys: Sequence[str]) -> None:
+        """@param keys: as many; or none, where they stand in the certificates' files."""
+        for index, path in enumerate(certificates):
+            identity = self._authority.vouch("web", dns=["web.example"], kind=_KINDS[index])
+            if keys:
+                self._write(path, identity.chain)
+                self._write(keys[index], identity.key)
+            else:
+                self._write(path, identity.chain + identity.key)
+
+    def write_authority(self, path: str) -> None:
+        """@param path: empty: there is none."""
+        if path:
+            self._write(path, self._authority.pem)
+
+    def _write(self, path: str, content: bytes) -> None:
+        file = self.folder / path
+        if not file.is_relative_to(self.folder):
+            raise ValueError(f"{path} is not below {self.folder}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        self._count += 1
+
+    def write_for_options(self, arguments: list[str]) -> list[str]:
+        """
+        All files that a command line names.
+
+        @return: the command line with the paths that they really have.
+        """
+        words = [
+            part for word in arguments for part in word.split("=", 1 if word[:2] == "--" else 0)
+        ]
+        given: dict[str, list[str]] = {option: [] for option in _FILES}
+        for index, word in enumerate(words[:-1]):
+            if word in given:
+                words[index + 1] = str(self.folder / words[index + 1].lstrip("/"))
+                given[word].append(words[index + 1])
+        self.write_chains(given["--tls-cert"], given["--tls-key"])
+        self.write_chains(given["--upstream-cert"], given["--upstream-key"])
+        for path in (*given["--tls-client-ca"], *given["--upstream-ca"]):
+            self.write_authority(path)
+        return words
+
+
+_KINDS = ("ecdsa", "rsa")
+_FILES = (
+    *("--tls-cert", "--tls-key", "--tls-client-ca"),
+    *("--upstream-cert", "--upstream-key", "--upstream-ca"),
+)
+
+
 class ExamplesTests(SynchronousTestCase):
+    def copies(self) -> list[Path]:
+        """Of the examples, with the certificates beside them that they name."""
+        folder = tempfile.TemporaryDirectory(prefix="fwdrelay-")
+        self.addCleanup(folder.cleanup)
+        copied = Path(folder.name, "examples")
+        shutil.copytree(ROOT / "etc" / "fwdrelay" / "examples", copied)
+        examples = sorted(copied.glob("*.toml"))
+        credentials = Credentials(copied)
+        self.assertGreater(
+            sum(credentials.write_for(read_config(str(each))) for each in examples), 8
+        )
+        return examples
+
     def test_nothing_is_wrong_with_them(self) -> None:
-        examples = sorted((ROOT / "etc" / "fwdrelay" / "examples").glob("*.toml"))
-        self.assertGreater(len(examples), 8)
+        examples = self.copies()
+        self.assertGreater(len(examples), 12)
         for example in examples:
             said = io.StringIO()
             with redirect_stdout(said):
@@ -350,7 +482,8 @@ class ExamplesTests(SynchronousTestCase):
 class SessionsPageTests(SynchronousTestCase):
     page: ClassVar[str] = read(ROOT / "docs" / "sessions.md")
 
-    ADMITTED: ClassVar[set[State]] = {
+    OPEN: ClassVar[set[State]] = {
+        State.OPENING,
         State.QUEUED,
         State.DIALING,
         State.RELAYING,
@@ -361,26 +494,35 @@ class SessionsPageTests(SynchronousTestCase):
         Reason.DONE: (Input.DELIVERED, {State.HALF_CLOSED}),
         Reason.CLIENT_RESET: (Input.DELIVERED, {State.HALF_CLOSED}),
         Reason.UPSTREAM_RESET: (Input.DELIVERED, {State.HALF_CLOSED}),
-        Reason.CLIENT_LEFT: (Input.SIDE_RESET, {State.DIALING, State.QUEUED}),
+        Reason.CLIENT_TRUNCATED: (Input.DELIVERED, {State.HALF_CLOSED}),
+        Reason.UPSTREAM_TRUNCATED: (Input.DELIVERED, {State.HALF_CLOSED}),
+        Reason.CLIENT_LEFT: (Input.SIDE_RESET, {State.OPENING, State.DIALING, State.QUEUED}),
         Reason.CLIENT_IDLE: (Input.TIMED_OUT, {State.RELAYING}),
         Reason.UPSTREAM_IDLE: (Input.TIMED_OUT, {State.RELAYING}),
         Reason.CLIENT_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
         Reason.UPSTREAM_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
-        Reason.LIFETIME: (Input.TIMED_OUT, ADMITTED),
-        Reason.STOPPED: (Input.CUT, ADMITTED),
-        Reason.DRAIN_TIMEOUT: (Input.CUT, ADMITTED),
+        Reason.LIFETIME: (Input.TIMED_OUT, OPEN),
+        Reason.STOPPED: (Input.CUT, OPEN),
+        Reason.DRAIN_TIMEOUT: (Input.CUT, OPEN),
         Reason.TARGET_DOWN: (Input.CUT, {State.RELAYING, State.HALF_CLOSED}),
         Reason.QUEUE_TIMEOUT: (Input.TIMED_OUT, {State.QUEUED}),
         Reason.QUEUE_FULL: (Input.REFUSED, {State.QUEUED}),
         **{
-            reason: (Input.REFUSED, {State.ACCEPTED})
+            reason: (Input.REFUSED, {State.ACCEPTED, State.OPENING})
             for reason in (
                 Reason.DENIED,
+                Reason.RATE,
+                Reason.RATE_PER_CLIENT,
+                Reason.PROXY_HEADER,
                 Reason.NO_ROUTE,
-                Reason.MAX_SESSIONS,
                 Reason.MAX_SESSIONS_PER_CLIENT,
             )
         },
+        Reason.MAX_SESSIONS: (Input.REFUSED, {State.ACCEPTED}),
+        Reason.PROXY_TIMEOUT: (Input.TIMED_OUT, {State.OPENING}),
+        Reason.TLS_FAILED: (Input.REFUSED, {State.OPENING}),
+        Reason.TLS_TIMEOUT: (Input.TIMED_OUT, {State.OPENING}),
+        Reason.IDENTITY: (Input.REFUSED, {State.OPENING}),
         **{
             reason: (Input.DIAL_FAILED, {State.DIALING})
             for reason in (
@@ -426,7 +568,7 @@ class SessionsPageTests(SynchronousTestCase):
 
     def test_every_field_of_the_access_log(self) -> None:
         documented = [spans(field)[0] for field, _ in rows(section(self.page, "The access log"))]
-        produced = list(json.loads(json_line(attrs.evolve(EVENT, error="why", queue_ms=1.0))))
+        produced = list(json.loads(json_line(FULL_EVENT)))
         self.assertEqual(documented, produced)
 
     def test_time_outs_are_options(self) -> None:
@@ -453,6 +595,9 @@ class PagesTests(SynchronousTestCase):
                 self.assertIn(f"]({page.name})", listed)
 
     def test_commands_are_right(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="fwdrelay-")
+        self.addCleanup(folder.cleanup)
+        credentials = Credentials(Path(folder.name))
         count = 0
         for where, arguments in commands():
             if arguments == ["--help"] or "--check" in arguments:  # which shows what is wrong
@@ -460,21 +605,23 @@ class PagesTests(SynchronousTestCase):
             if "--config" in arguments:  # which is not here
                 arguments[arguments.index("--config") + 1] = str(EXAMPLE)
             try:
-                Options().parseOptions(arguments)
+                Options().parseOptions(credentials.write_for_options(arguments))
             except SystemExit as refused:
                 self.fail(f"{where}: exits with {refused}")
             count += 1
         self.assertGreater(count, 10)
 
     def test_lines_of_the_access_log_are_as_they_are(self) -> None:
-        required = list(json.loads(json_line(EVENT)))
+        required = set(json.loads(json_line(EVENT)))
+        order = list(json.loads(json_line(FULL_EVENT)))
         count = 0
         for page in PAGES:
             for block in blocks(read(page)):
                 for line in block.splitlines():
                     if line.startswith('{"time"'):
                         fields = list(json.loads(line))
-                        self.assertIn(fields, (required, [*required, "error"]), name(page))
+                        self.assertLessEqual(required, set(fields), name(page))
+                        self.assertEqual(fields, [each for each in order if each in fields])
                         count += 1
         self.assertGreater(count, 1)
 

@@ -22,16 +22,18 @@ FLOORS: Mapping[int, str] = {
     6: "tap",
     5: "relay parts process demo",
     4: "frontend admin ctl",
-    3: "session dial tls admit observe",
+    3: "session dial handshake admit observe",
     2: "upstream",
-    1: "pump wire",
-    0: "config interfaces plugins errors address deadlines words",
+    1: "pump wire tls",
+    0: "config interfaces plugins errors address deadlines networks words",
 }
 """What stands on which floor. A subpackage stands there with all that is in it."""
 
 NEIGHBOURS: Mapping[str, str] = {
     "relay": "parts process demo",
-    "session": "dial tls",  # a session dials for its client
+    "session": "dial",  # a session dials for its client
+    "dial": "handshake",
+    "tls": "wire",  # what a hello says decides which certificate is shown
     "admit": "session",  # for the reasons that sessions and refusals share
     "config": "errors",
     "plugins": "interfaces",

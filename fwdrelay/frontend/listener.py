@@ -7,25 +7,31 @@ in `fwdrelay.frontend.addresses`.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from attrs import frozen
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ServerFactory
 
 from ..address import address_text, client_host
-from ..admit import Admission
-from ..config import ListenerConfig
+from ..admit import Admission, Refused
+from ..config import ListenerConfig, RouteConfig
 from ..deadlines import Deadlines
 from ..dial import Dialer
-from ..interfaces import IAdmission
+from ..interfaces import IAdmission, IPump
+from ..networks import Networks
 from ..observe.events import SessionEnded
 from ..session import Policy, Reason, Session, Side
+from ..tls import Peer, ServerTLS
 from ..upstream import Pool
+from ..wire.clienthello import ClientHello
+from ..wire.proxyprotocol import ProxyHeader, TLSFacts, Version, header
 from ..words import some
+from .opening import Opening
 from .refusals import Refusals
 
 
@@ -33,11 +39,19 @@ class ClientProtocol(Side):
     """
     The client's side of a session. Its addresses are worked out when they are asked for.
 
+    @ivar admitted: whether it has a place, which it leaves when its session ends.
     @ivar counted: the address that admission has counted it by, if it has.
+    @ivar presented: the PROXY header it came with.
+    @ivar hello: its ClientHello, where that was looked at.
+    @ivar peer: who it is, where TLS is terminated.
     """
 
     factory: Listener
+    admitted = False
     counted: str | None = None
+    presented: ProxyHeader | None = None
+    hello: ClientHello | None = None
+    peer: Peer | None = None
     _local: str | None = None
 
     def connectionMade(self) -> None:
@@ -48,12 +62,53 @@ class ClientProtocol(Side):
     @property
     def host(self) -> str | None:  # type: ignore[override]
         """The client's IP address; None for one that came by a Unix socket."""
-        return client_host(self.transport.getPeer())
+        return client_host(self._source)
 
     @property
     def address(self) -> str:
         """The client's address, as logs write it."""
-        return address_text(self.transport.getPeer())
+        return address_text(self._source)
+
+    @property
+    def _source(self) -> Any:
+        """Where the client is: what a header says of that, or else who has connected."""
+        presented = self.presented
+        if presented is None or presented.source is None or presented.local:
+            return self.transport.getPeer()
+        return presented.source
+
+    @property
+    def server_name(self) -> str | None:
+        """That it asks for, as far as is known."""
+        return None if self.hello is None else self.hello.server_name
+
+    @property
+    def alpn(self) -> tuple[str, ...]:
+        """What it speaks: agreed on where TLS is terminated, else what it offers."""
+        if self.peer is not None:
+            return () if self.peer.alpn is None else (self.peer.alpn,)
+        return () if self.hello is None else self.hello.alpn
+
+    def proxy_header(self, version: Version) -> bytes:
+        transport, peer = self.transport, self.peer
+        facts = None
+        if peer is not None:
+            facts = TLSFacts(
+                version=peer.version,
+                cipher=peer.cipher,
+                server_name=peer.server_name,
+                alpn=peer.alpn,
+                cn=peer.cn,
+                has_certificate=peer.has_certificate,
+                resumed=peer.resumed,
+            )
+        return header(
+            version,
+            transport.getPeer(),
+            transport.getHost(),
+            accepted=self.presented,
+            tls=facts,
+        )
 
     @property
     def local(self) -> str:
@@ -71,8 +126,11 @@ class Listener(ServerFactory):
     @param admissions: what the configuration's `admit.plugins` name.
     @param tell: gets each ended session that is to be told of; None where nobody listens.
     @param left: called when a session that was let in has ended.
+    @param pump: that its clients' transports come from.
     @ivar sessions: those that are open.
     @ivar refusals: what became of those who may not enter.
+    @ivar tls: how TLS is terminated; None: it is not.
+    @ivar routes_by_hello: whether some of its routes want to know a ClientHello.
     """
 
     protocol = ClientProtocol  # type: ignore[assignment]
@@ -83,8 +141,10 @@ class Listener(ServerFactory):
         config: ListenerConfig,
         pools: Mapping[str, Pool],
         admissions: Sequence[IAdmission] = (),
+        tls: ServerTLS | None = None,
         *,
         clock: Any,
+        pump: IPump,
         dialer: Dialer,
         deadlines: Deadlines,
         tell: Callable[[SessionEnded], None] | None,
@@ -95,24 +155,36 @@ class Listener(ServerFactory):
         self.sessions: set[Session] = set()
         self.refusals = Refusals(config.name, clock)
         self.tell = tell
-        self._clock = clock
+        self.clock = clock
+        self.pump = pump
+        self.deadlines = deadlines
         self._dialer = dialer
-        self._deadlines = deadlines
         self._left = left
         self._all_active = all_active
-        self._admission = Admission(config, admissions)
-        self.change(config, pools, admissions)
+        self._admission = Admission(config, admissions, clock.seconds)
+        self.change(config, pools, admissions, tls)
 
     def change(
-        self, config: ListenerConfig, pools: Mapping[str, Pool], admissions: Sequence[IAdmission]
+        self,
+        config: ListenerConfig,
+        pools: Mapping[str, Pool],
+        admissions: Sequence[IAdmission],
+        tls: ServerTLS | None,
     ) -> None:
         """Treat those who come from now on as `config` has it. Who is in keeps what there is."""
         self.config = config
         self.pool = pools[config.pool] if config.pool else None
-        self._routes = tuple((route.client, pools[route.pool]) for route in config.routes)
+        self.tls = tls
+        self._routes = tuple(_Route.of(route, pools) for route in config.routes)
+        self.routes_by_hello = any(route.sni or route.alpn for route in config.routes)
+        accepts = config.proxy_protocol.accept
+        self._trusted = Networks(config.proxy_protocol.trusted)
+        self._accepts_headers = accepts != "off"
+        self._opens_at_once = not (self._accepts_headers or self.routes_by_hello or tls is not None)
+        self._by_client = any(route.config.client for route in self._routes)
         self._admission.change(config, admissions)
         self._policy = Policy(
-            config.timeouts, self._dialer, self._deadlines, self._clock, self._session_ended
+            config.timeouts, self._dialer, self.deadlines, self.clock, self._session_ended
         )
 
     @property
@@ -123,7 +195,7 @@ class Listener(ServerFactory):
     @property
     def where_to(self) -> str:
         """Where its sessions go, in words."""
-        pools = [self.pool, *(pool for _, pool in self._routes)]
+        pools = [self.pool, *(route.pool for route in self._routes)]
         named = dict.fromkeys(pool for pool in pools if pool is not None)
         return "; ".join(
             f"pool {pool.name}: {some([target.label for target in pool.targets]) or 'no targets yet'}"
@@ -134,47 +206,92 @@ class Listener(ServerFactory):
         """
         `client` has connected, and is paused: refuse it, or find a way for it.
         """
-        pool, admission = self.pool, self._admission
-        host = client.host if self._routes or admission.by_client else None
-        if self._routes:
-            pool = self._route(host)
-        session = Session(self._policy, next(_numbers), client, self._clock.seconds(), pool)
-        self.sessions.add(session)
-        refused = admission.enter(host)
+        let_in = self._let_in_unknown if self._accepts_headers else self._let_in
+        refused = let_in(client)
         if refused is not None:
-            session.refuse(refused.reason, refused.why)
+            # In a flood this is all that is done for each.
+            if self.refusals.add(refused.reason):
+                self._session_of(client).refuse(refused.reason, refused.why)
+            else:
+                client.transport.abortConnection()
             return
-        if admission.counts_clients:
-            client.counted = host
-        if pool is None:
-            admission.leave(client.counted)
+        client.admitted = True
+        session = self._session_of(client)
+        if not self._opens_at_once:
+            opening = Opening(self, session, client)
+            session.open(Deferred.fromCoroutine(opening.story()))
+            return
+        session.pool = self.route(client) if self._routes else self.pool
+        if session.pool is None:
             session.refuse(Reason.NO_ROUTE)
-            return
-        session.begin()
+        else:
+            session.begin()
 
-    def _route(self, host: str | None) -> Pool | None:
+    def _session_of(self, client: ClientProtocol) -> Session:
+        session = Session(self._policy, next(_numbers), client, self.clock.seconds(), None)
+        self.sessions.add(session)
+        return session
+
+    def _let_in(self, client: ClientProtocol) -> Refused | None:
+        admission = self._admission
+        host = client.host if admission.by_client else None
+        refused = admission.enter(host)
+        if refused is None and admission.counts_clients:
+            client.counted = host
+        return refused
+
+    def _let_in_unknown(self, client: ClientProtocol) -> Refused | None:
+        """A header will tell who it is: it gets a place for the time being."""
+        if self.wants_header(client):
+            return self._admission.take_place()
+        if self.config.proxy_protocol.accept == "required":
+            return Refused(Reason.PROXY_HEADER, "it is not among proxy_protocol.trusted")
+        return self._let_in(client)
+
+    def wants_header(self, client: ClientProtocol) -> bool:
+        """
+        Whether a PROXY header of whoever has connected is read. Who may use a Unix socket is for the file
+        system to say.
+        """
+        if not self._accepts_headers:
+            return False
+        if not self.config.proxy_protocol.trusted:
+            return True
+        host = client_host(client.transport.getPeer())
+        return host is None or host in self._trusted
+
+    def identify(self, client: ClientProtocol) -> Refused | None:
+        """Its header has told who it is: may it enter?"""
+        admission = self._admission
+        host = client.host if admission.by_client else None
+        refused = admission.identify(host)
+        if refused is None and admission.counts_clients:
+            client.counted = host
+        return refused
+
+    def route(self, client: ClientProtocol) -> Pool | None:
         """
         @return: the pool of the first route that takes the client; of none: the listener's.
         """
-        if host is not None:
-            address = ipaddress.ip_address(host)
-            for networks, pool in self._routes:
-                if any(address in network for network in networks):
-                    return pool
+        host = client.host if self._by_client else None
+        for route in self._routes:
+            if route.takes(host, client):
+                return route.pool
         return self.pool
 
     def _session_ended(self, session: Session) -> None:
-        assert session.reason is not None
-        refused = session.reason in _REFUSALS
-        named = not refused or self.refusals.add(session.reason)
+        client, reason = session.client, session.reason
+        assert isinstance(client, ClientProtocol)
+        assert reason is not None
+        # Who was refused at once was counted before.
+        named = not client.admitted or reason not in REFUSALS or self.refusals.add(reason)
         try:
             if named and self.tell is not None:
                 self.tell(self._event(session))
         finally:
             self.sessions.discard(session)
-            if not refused:
-                assert isinstance(session.client, ClientProtocol)
-                self._admission.leave(session.client.counted)
+            if client.admitted:
+                self._admission.leave(client.counted)
                 self._left()
 
     def _event(self, session: Session) -> SessionEnded:
@@ -196,7 +313,7 @@ class Listener(ServerFactory):
             bytes_up=client.received,
             bytes_down=0 if upstream is None else upstream.received,
             dial_ms=None if dialed is None else _ms(dialed - session.started),
-            duration_ms=_ms(self._clock.seconds() - session.started),
+            duration_ms=_ms(self.clock.seconds() - session.started),
             retries=session.retries,
             queue_ms=_ms(session.waited) if session.waited else None,
             sessions=self.active,
@@ -206,17 +323,72 @@ class Listener(ServerFactory):
                 0 if target is None else target.sessions,
             ),
             queued=0 if pool is None else pool.waiting,
+            sni=client.server_name,
+            alpn=_brief(",".join(client.alpn)) or None,
+            tls=None if client.peer is None else client.peer.version,
+            identity=None if client.peer is None else client.peer.identity,
             error=session.error,
         )
+
+
+@frozen
+class _Route:
+    """A route, made ready to be asked."""
+
+    config: RouteConfig
+    clients: Networks
+    pool: Pool
+
+    @classmethod
+    def of(cls, config: RouteConfig, pools: Mapping[str, Pool]) -> _Route:
+        return cls(config, Networks(config.client), pools[config.pool])
+
+    def takes(self, host: str | None, client: ClientProtocol) -> bool:
+        """
+        @param host: the client's IP address.
+        """
+        config = self.config
+        if config.client and (host is None or host not in self.clients):
+            return False
+        if config.sni and not _is_named(client.server_name, config.sni):
+            return False
+        return not config.alpn or any(name in config.alpn for name in client.alpn)
+
+
+def _is_named(name: str | None, patterns: Sequence[str]) -> bool:
+    """
+    @param patterns: `*.` in front stands for one label.
+    """
+    return name is not None and (name in patterns or f"*.{name.partition('.')[2]}" in patterns)
+
+
+def _brief(text: str) -> str:
+    """@return: what a client says as it stands in the log: it may say very much."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-_REFUSALS = frozenset(
-    {Reason.DENIED, Reason.NO_ROUTE, Reason.MAX_SESSIONS, Reason.MAX_SESSIONS_PER_CLIENT}
+LONGEST_TEXT = 200
+"""Characters that are told of what a client offers."""
+REFUSALS = frozenset(
+    {
+        Reason.DENIED,
+        Reason.NO_ROUTE,
+        Reason.MAX_SESSIONS,
+        Reason.MAX_SESSIONS_PER_CLIENT,
+        Reason.RATE,
+        Reason.RATE_PER_CLIENT,
+        Reason.PROXY_HEADER,
+        Reason.PROXY_TIMEOUT,
+        Reason.TLS_FAILED,
+        Reason.TLS_TIMEOUT,
+        Reason.IDENTITY,
+    }
 )
+"""Reasons of which not every one is told."""
 # What makes a session's name unique among the relay processes of a machine.
 _RUN = f"{int(time.time()):x}-{os.getpid():x}"
 _numbers = itertools.count(1)

@@ -35,8 +35,10 @@ def json_line(event: SessionEnded) -> str:
     }
     if event.queue_ms is not None:
         fields["queue_ms"] = event.queue_ms
-    if event.error is not None:
-        fields["error"] = event.error
+    for name in ("sni", "alpn", "tls", "identity", "error"):
+        value = getattr(event, name)
+        if value is not None:
+            fields[name] = value
     return json.dumps(fields, separators=(",", ":"))
 
 

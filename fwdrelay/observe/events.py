@@ -18,6 +18,10 @@ class SessionEnded:
     @ivar pool: None for one that had no way to go.
     @ivar queue_ms: how long it waited for a place; None: not at all.
     @ivar queued: how many others wait in the pool; for `tcplog`.
+    @ivar sni: the server name in the client's ClientHello, where that was looked at.
+    @ivar alpn: the protocol agreed on where TLS is terminated; else those offered, with commas.
+    @ivar tls: the version of TLS that the client speaks with the relay: `TLSv1.3`.
+    @ivar identity: who its certificate is for: `dns:NAME` and its like.
     @ivar sessions: how many the listener has left, this one counted.
     @ivar totals: active sessions of process, pool and target, this one counted; for `tcplog`.
     """
@@ -40,4 +44,8 @@ class SessionEnded:
     totals: tuple[int, int, int] = (0, 0, 0)
     queue_ms: float | None = None
     queued: int = 0
+    sni: str | None = None
+    alpn: str | None = None
+    tls: str | None = None
+    identity: str | None = None
     error: str | None = None

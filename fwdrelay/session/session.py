@@ -1,7 +1,8 @@
 """
 One relayed connection, from accept to its one end.
 
-The story, read from the top: `Session.begin` elects a target, or waits for one; `Session._dial` opens the
+The story, read from the top: `Session.open` waits until the client has said where it goes, if it has to;
+`Session.begin` elects a target, or waits for one; `Session._dial` opens the
 connection to it; `Session._dialed` wires the two transports;
 the sides report ends and resets; `Session._close` is the one way out. Bytes don't pass through here.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from attrs import define, field, frozen
@@ -20,8 +22,8 @@ from twisted.python.failure import Failure
 from ..config import Timeouts
 from ..deadlines import Deadlines
 from ..dial import AllFailed, Dialed, Dialer
+from ..pump.secure import Truncated
 from ..upstream import Pool, Target
-from ..wire.proxyprotocol import header
 from .lifecycle import Input, Reason, State, after, code
 from .side import Side, UpstreamSide
 
@@ -29,6 +31,7 @@ _REASON_OF_CAUSE = {
     "timeout": Reason.DIAL_TIMEOUT,
     "no-resources": Reason.NO_RESOURCES,
 }
+_BEFORE_RELAYING = (State.OPENING, State.QUEUED, State.DIALING)
 # How often to look whether a peer has acknowledged everything: the first and the longest wait.
 _FIRST_LOOK = 0.005
 _LONGEST_LOOK = 0.5
@@ -68,6 +71,31 @@ class Policy:
         return self.timeouts.lifetime or math.inf
 
 
+class NotOpened(Exception):
+    """
+    The client did not say, or not in time, what it has to say before it is let on.
+
+    @param reason: what its session ends with.
+    @param detail: what went wrong, for the log.
+    @param late: it was for lack of time.
+    @param answered: it was told so, and should be able to read that.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str | None = None,
+        *,
+        late: bool = False,
+        answered: bool = False,
+    ) -> None:
+        super().__init__(reason.word)
+        self.reason = reason
+        self.detail = detail
+        self.late = late
+        self.answered = answered
+
+
 @define(eq=False)
 class Session:
     """
@@ -100,6 +128,8 @@ class Session:
     error: str | None = None
     code: str = ""
     bucket: set[Any] | None = None
+    _opening: Deferred[Any] | None = None
+    _lingers: bool = False
     _dialing: Deferred[Any] | None = None
     _settling: Any = None
     _unsent: int = 0
@@ -163,16 +193,55 @@ class Session:
     def _dial(self, target: Target) -> None:
         policy, pool = self.policy, self.pool
         assert pool is not None
+        build: Callable[[], UpstreamSide] = UpstreamSide
+        version = pool.config.send_proxy
+        if version != "off":
+            build = partial(UpstreamSide, self.client.proxy_header(version))
         dialing = policy.dialer.dial(
             pool,
             target,
             policy.timeouts.connect,
-            UpstreamSide,
+            build,
             self.client_host,
             self.tried,
         )
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._dial_failed)
+
+    def open(self, opening: Deferred[Pool | None]) -> None:
+        """
+        The client is asked for what tells where it goes; it is paused.
+
+        @param opening: fires with the pool, None where there is none for it, or fails with `NotOpened`;
+            is cancelled when the session ends before.
+        """
+        self.client.session = self
+        self.state = after(self.state, Input.ASKED)
+        self._wait()
+        self._opening = opening
+        opening.addCallbacks(self._opened, self._not_opened)
+
+    def _opened(self, pool: Pool | None) -> None:
+        self._opening = None
+        self.pool = pool
+        if pool is None:
+            self.refuse(Reason.NO_ROUTE)
+        else:
+            self.begin()
+
+    def _not_opened(self, failure: Failure) -> None:
+        self._opening = None
+        if self.state is State.CLOSED:
+            return  # cancelled, because the session is over
+        why = failure.value
+        if isinstance(why, NotOpened):
+            self.error = why.detail
+            self._lingers = why.answered
+            self._close(Input.TIMED_OUT if why.late else Input.REFUSED, why.reason)
+        else:
+            self.log.failure("A session could not be opened in a way it never should", failure)
+            self.error = repr(why)
+            self._close(Input.REFUSED, Reason.CLIENT_LEFT)
 
     def refuse(self, reason: Reason, why: str | None = None) -> None:
         """The client may not enter; `why` is for the log."""
@@ -192,11 +261,6 @@ class Session:
         client, upstream = self.client, dialed.protocol
         self.upstream = upstream
         upstream.session = self
-        assert self.pool is not None
-        version = self.pool.config.send_proxy
-        if version != "off":
-            addresses = client.transport.getPeer(), client.transport.getHost()
-            upstream.transport.write(header(version, *addresses))
         client.sink, upstream.sink = upstream.transport, client.transport
         client.transport.registerProducer(upstream.transport, True)
         upstream.transport.registerProducer(client.transport, True)
@@ -235,11 +299,12 @@ class Session:
         if other.reset is None:
             # A producer that stays registered while it is paused holds the end back for ever.
             other.transport.unregisterProducer()
-            if other.ended and side.delivered and not other.transport.unsent_here():
+            to = other.transport
+            if other.ended and side.delivered and not to.unsent_here() and to.secured is None:
                 # Both have ended and nothing waits: closing says the rest.
                 other.delivered = True
             else:
-                other.transport.loseWriteConnection()
+                to.loseWriteConnection()
         self.end_delivered()
         if self.state is not State.CLOSED:
             self._wait()
@@ -265,12 +330,15 @@ class Session:
         from_client = side is self.client
         if self.error is None:
             self.error = getattr(side.reset, "strerror", None) or str(side.reset)
-        if self.state is State.DIALING or self.state is State.QUEUED:
+        if self.state in _BEFORE_RELAYING:
             self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
             return
         self.state = after(self.state, Input.SIDE_RESET)
         if self.reason is None:
-            self.reason = Reason.CLIENT_RESET if from_client else Reason.UPSTREAM_RESET
+            if isinstance(side.reset, Truncated):
+                self.reason = Reason.CLIENT_TRUNCATED if from_client else Reason.UPSTREAM_TRUNCATED
+            else:
+                self.reason = Reason.CLIENT_RESET if from_client else Reason.UPSTREAM_RESET
         self._changed = self.policy.clock.seconds()
         other = self._other(side)
         if other.reset is not None:
@@ -397,6 +465,16 @@ class Session:
                 assert self.pool is not None
                 self.pool.release(elected)
 
+    def _remember(self) -> None:
+        """What TLS agreed on with the target makes the next handshake cheaper."""
+        pool, upstream = self.pool, self.upstream
+        if pool is None or pool.tls is None or upstream is None or upstream.gone:
+            return
+        secured = upstream.transport.secured
+        if secured is not None:
+            assert self.target is not None
+            pool.tls.remember(secured, self.target.config)
+
     def _let_go(self, orderly: bool, ended_in: State) -> None:
         if ended_in is State.QUEUED:
             assert self.pool is not None
@@ -405,15 +483,20 @@ class Session:
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
+        if self._opening is not None:
+            self._opening.cancel()
         if self._dialing is not None:
             self._dialing.cancel()
+        self._remember()
         for side in (self.client, self.upstream):
             if side is None:
                 continue
             side.session = None
             if side.gone:
                 continue
-            if orderly:  # both have ended, so neither feeds the other any more
+            if self._lingers:
+                side.transport.linger()
+            elif orderly:  # both have ended, so neither feeds the other any more
                 side.transport.loseConnection()
             else:
                 side.transport.unregisterProducer()

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import ISideProtocol
+from ..wire.proxyprotocol import Version, header
 
 if TYPE_CHECKING:
     from .session import Session
@@ -56,6 +57,12 @@ class Side(Protocol):
         heard: float = self.transport.heard
         return heard if self._passed_on is None else self._passed_on[1]
 
+    def proxy_header(self, version: Version) -> bytes:
+        """
+        @return: what tells a target on whose behalf it is connected to.
+        """
+        return header(version, self.transport.getPeer(), self.transport.getHost())
+
     def discard_bytes(self) -> None:
         """
         What this side still sends has nowhere to go. It is read all the same, or closing would reset
@@ -90,10 +97,19 @@ class Side(Protocol):
 
 
 class UpstreamSide(Side):
-    """The side that was dialed. It pauses itself until its session takes it."""
+    """
+    The side that was dialed. It pauses itself until its session takes it.
+
+    @param preface: what goes first, before TLS too: a PROXY header.
+    """
+
+    def __init__(self, preface: bytes = b"") -> None:
+        self._preface = preface
 
     def connectionMade(self) -> None:
         self.transport.pauseProducing()
+        if self._preface:
+            self.transport.write(self._preface)
 
 
 def _drop(data: bytes) -> None:

@@ -27,9 +27,19 @@ class TableTests(SynchronousTestCase):
         self.assertEqual({happened for _, happened in TABLE}, set(Input))
 
     def test_whoever_waits_can_be_cut_and_timed_out(self) -> None:
-        for state in (State.DIALING, State.RELAYING, State.HALF_CLOSED):
+        for state in set(State) - {State.ACCEPTED, State.CLOSED}:
             for happened in (Input.CUT, Input.TIMED_OUT):
                 self.assertIs(after(state, happened), State.CLOSED)
+
+    def test_nobody_is_dialed_for_before_it_is_known_where_to(self) -> None:
+        self.assertEqual(
+            {state for (state, _), to in TABLE.items() if to is State.DIALING},
+            {State.ACCEPTED, State.OPENING, State.QUEUED},
+        )
+        self.assertEqual(
+            {happened for state, happened in TABLE if state is State.OPENING},
+            {Input.ADMITTED, Input.REFUSED, Input.SIDE_RESET, Input.TIMED_OUT, Input.CUT},
+        )
 
     def test_an_end_is_delivered_before_a_session_is_done(self) -> None:
         self.assertEqual(
@@ -64,6 +74,10 @@ class CodeTests(SynchronousTestCase):
             (Reason.NO_RESOURCES, State.DIALING, "RC"),
             (Reason.DENIED, State.ACCEPTED, "PR"),
             (Reason.MAX_SESSIONS, State.ACCEPTED, "PR"),
+            (Reason.PROXY_HEADER, State.OPENING, "PR"),
+            (Reason.PROXY_TIMEOUT, State.OPENING, "cR"),
+            (Reason.TLS_TIMEOUT, State.OPENING, "cR"),
+            (Reason.CLIENT_LEFT, State.OPENING, "CR"),
             (Reason.LIFETIME, State.RELAYING, "PD"),
             (Reason.DRAIN_TIMEOUT, State.RELAYING, "KD"),
         ):

@@ -18,7 +18,7 @@ from fwdrelay.config import Timeouts
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.dial import AllFailed, Dialed, Dialer
 from fwdrelay.errors import DialFailed
-from fwdrelay.session import Policy, Reason, Session, Side, State, UpstreamSide
+from fwdrelay.session import NotOpened, Policy, Reason, Session, Side, State, UpstreamSide
 from fwdrelay.upstream import Pool, Target
 from tests.case import SynchronousTestCase
 from tests.upstream.pools import change, make_pool
@@ -43,6 +43,7 @@ class Transport:
         self.waiting = 0
         self.blocked = False
         self.producer: Any = None
+        self.secured = None
         protocol.makeConnection(cast("Any", self))
 
     def write(self, data: bytes) -> None:
@@ -80,6 +81,9 @@ class Transport:
     def abortConnection(self) -> None:
         self.told.append("abort")
 
+    def linger(self) -> None:
+        self.told.append("linger")
+
     # What the peer does.
 
     def sends(self, data: bytes) -> None:
@@ -101,7 +105,7 @@ class Transport:
     @property
     def closed(self) -> bool:
         """It was told to close, or to reset."""
-        return "close" in self.told or "abort" in self.told
+        return not {"close", "abort", "linger"}.isdisjoint(self.told)
 
 
 class StubDialer:
@@ -353,6 +357,102 @@ class QueueTests(SessionTestCase):
         self.queue(0)
         self.pool.release(self.other)
         self.assert_ended(Reason.NO_TARGET, "SC")
+
+
+class OpeningTests(SessionTestCase):
+    """A session whose client has to say something before it is known where it goes."""
+
+    def open(self, **timeouts: float) -> None:
+        """
+        Wait for that: `opening` fires with the pool.
+        """
+        self.make(**timeouts)
+        self.session.pool = None
+        self.cancelled = 0
+        self.opening: Deferred[Pool | None] = Deferred(self._cancelled)
+        self.session.open(self.opening)
+        self.assertIs(self.session.state, State.OPENING)
+        self.assertEqual(self.dialer.dials, 0)
+
+    def _cancelled(self, opening: Deferred[Pool | None]) -> None:
+        self.cancelled += 1
+
+    def test_when_it_is_known_where_to_it_is_dialed(self) -> None:
+        self.open()
+        self.advance(100_000)
+        self.opening.callback(self.pool)
+        self.assertIs(self.session.state, State.DIALING)
+        self.assertEqual((self.session.pool, self.dialer.dials), (self.pool, 1))
+        self.session.cut(Reason.STOPPED)
+        self.assert_ended(Reason.STOPPED, "KC")
+
+    def test_it_may_be_known_at_once(self) -> None:
+        self.make()
+        opening: Deferred[Pool | None] = Deferred()
+        opening.callback(self.pool)
+        self.session.open(opening)
+        self.assertIs(self.session.state, State.DIALING)
+        self.session.cut(Reason.STOPPED)
+        self.assert_ended(Reason.STOPPED, "KC")
+
+    def test_where_it_goes_nowhere_it_is_refused(self) -> None:
+        self.open()
+        self.opening.callback(None)
+        self.assertEqual(self.client.told, ["abort"])
+        self.assert_ended(Reason.NO_ROUTE, "PR")
+
+    def test_who_is_not_let_on_is_reset(self) -> None:
+        for reason, late, code in (
+            (Reason.PROXY_HEADER, False, "PR"),
+            (Reason.PROXY_TIMEOUT, True, "cR"),
+            (Reason.TLS_TIMEOUT, True, "cR"),
+            (Reason.CLIENT_LEFT, False, "CR"),
+            (Reason.DENIED, False, "PR"),
+        ):
+            self.open()
+            self.opening.errback(NotOpened(reason, "so it was", late=late))
+            self.assertEqual((self.session.error, self.client.told), ("so it was", ["abort"]))
+            self.assert_ended(reason, code)
+
+    def test_who_was_told_why_may_read_that(self) -> None:
+        self.open()
+        self.opening.errback(NotOpened(Reason.IDENTITY, "so it was", answered=True))
+        self.assertEqual(self.client.told, ["linger"])
+        self.assert_ended(Reason.IDENTITY, "PR")
+
+    def test_whatever_ends_it_ends_the_waiting_too(self) -> None:
+        for end, reason, code in (
+            (self.client_resets, Reason.CLIENT_LEFT, "CR"),
+            (self.client_goes, Reason.CLIENT_LEFT, "CR"),
+            (self.stop, Reason.STOPPED, "KR"),
+        ):
+            self.open()
+            end()
+            self.assertEqual((self.cancelled, self.dialer.dials), (1, 0))
+            self.assert_ended(reason, code)
+
+    def client_resets(self) -> None:
+        self.client.resets()
+
+    def client_goes(self) -> None:
+        self.client.goes()
+
+    def stop(self) -> None:
+        self.session.cut(Reason.STOPPED)
+
+    def test_the_lifetime_counts_meanwhile(self) -> None:
+        self.open(lifetime=60)
+        self.advance(59)
+        self.assertEqual(self.ended, [])
+        self.advance(5)
+        self.assertEqual(self.cancelled, 1)
+        self.assert_ended(Reason.LIFETIME, "PR")
+
+    def test_what_goes_wrong_as_it_never_should_ends_it_too(self) -> None:
+        self.open()
+        self.opening.errback(ZeroDivisionError("a defect"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assert_ended(Reason.CLIENT_LEFT, "CR")
 
 
 class BeginningTests(SessionTestCase):
