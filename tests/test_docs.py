@@ -531,6 +531,7 @@ class SessionsPageTests(SynchronousTestCase):
                 Reason.NO_RESOURCES,
             )
         },
+        Reason.INTERNAL_ERROR: (Input.CUT, {State.OPENING, State.DIALING}),
         Reason.NO_TARGET: (Input.DIAL_FAILED, {State.DIALING, State.QUEUED}),
     }
 

@@ -41,7 +41,7 @@ class Input(Enum):
     SIDE_RESET = "a side's connection broke"
     DELIVERED = "all that can be delivered is"
     TIMED_OUT = "too long without a byte, or too long at all"
-    CUT = "the operator wants it gone"
+    CUT = "the operator wants it gone, or a defect of ours leaves no other way"
 
     __hash__ = object.__hash__
 
@@ -99,6 +99,7 @@ class Reason(Enum):
     DIAL_TIMEOUT = "dial-timeout", "s"
     NO_TARGET = "no-target", "S"
     NO_RESOURCES = "no-resources", "R"
+    INTERNAL_ERROR = "internal-error", "I"
     QUEUE_TIMEOUT = "queue-timeout", "s"
     QUEUE_FULL = "queue-full", "P"
     TARGET_DOWN = "target-down", "D"

@@ -241,7 +241,7 @@ class Session:
         else:
             self.log.failure("A session could not be opened in a way it never should", failure)
             self.error = repr(why)
-            self._close(Input.REFUSED, Reason.CLIENT_LEFT)
+            self._close(Input.CUT, Reason.INTERNAL_ERROR)
 
     def refuse(self, reason: Reason, why: str | None = None) -> None:
         """The client may not enter; `why` is for the log."""
@@ -280,7 +280,7 @@ class Session:
         if not isinstance(failed, AllFailed):
             self.log.failure("A dial went wrong in a way it never should", failure)
             self.error = repr(failed)
-            self._close(Input.DIAL_FAILED, Reason.DIAL_FAILED)
+            self._close(Input.CUT, Reason.INTERNAL_ERROR)
             return
         self.tried = failed.tried
         pool = self.pool

@@ -452,7 +452,7 @@ class OpeningTests(SessionTestCase):
         self.open()
         self.opening.errback(ZeroDivisionError("a defect"))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assert_ended(Reason.CLIENT_LEFT, "CR")
+        self.assert_ended(Reason.INTERNAL_ERROR, "IR")
 
 
 class BeginningTests(SessionTestCase):
@@ -502,7 +502,7 @@ class BeginningTests(SessionTestCase):
         self.session.begin()
         self.dialer.answer.errback(ZeroDivisionError("a defect"))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assert_ended(Reason.DIAL_FAILED, "SC")
+        self.assert_ended(Reason.INTERNAL_ERROR, "IC")
 
     def test_a_client_that_leaves_cancels_the_dial(self) -> None:
         self.session.begin()
