@@ -167,7 +167,7 @@ class Dialer:
         deadline = self._reactor.seconds() + timeout
         dial = _Dial(pool, build, timeout, deadline, client, [*tried, target])
         config = target.config
-        if not target.literal or pool.config.bind or pool.tls is not None:
+        if not target.literal or pool.config.bind:
             return Deferred.fromCoroutine(self._try_targets(dial))
         # Nearly every dial is this: one address, which answers. A coroutine, with all that can happen
         # in it, would cost a tenth of the session's set-up.
@@ -179,6 +179,9 @@ class Dialer:
             )
         except OSError:
             outcome = fail()
+        if pool.tls is not None:
+            until = self._reactor.seconds() + share if timeout else None
+            outcome.addCallback(self._secure, config, pool.tls, until)
         if pool.notes_dials or tried:
             return outcome.addCallbacks(self._succeeded, self._first_failed, (dial,), {}, (dial,))
         return outcome.addCallbacks(Dialed, self._first_failed, (target,), {}, (dial,))
@@ -190,10 +193,12 @@ class Dialer:
 
     def _first_failed(self, failure: Failure, dial: _Dial[P]) -> Failure | Deferred[Dialed[P]]:
         failed = failure.value
-        if not isinstance(failed, (OSError, error.ConnectError)):
+        if isinstance(failed, (OSError, error.ConnectError)):
+            failed = DialFailed(*_cause(failed))
+        if not isinstance(failed, DialFailed):
             dial.pool.release(dial.tried[-1])
             return failure  # cancelled
-        return Deferred.fromCoroutine(self._try_targets(dial, DialFailed(*_cause(failed))))
+        return Deferred.fromCoroutine(self._try_targets(dial, failed))
 
     async def _try_targets(self, dial: _Dial[P], failed: DialFailed | None = None) -> Dialed[P]:
         """
@@ -231,41 +236,28 @@ class Dialer:
         until = None if share is None else self._reactor.seconds() + share
         protocol = await self._dial_target(target, share, dial.pool, dial.build)
         if dial.pool.tls is not None:
-            await self._secure(protocol, target, dial.pool.tls, until)
+            return await self._secure(protocol, target, dial.pool.tls, until)
         return protocol
 
-    async def _secure(
-        self, protocol: Protocol, target: TargetConfig, tls: UpstreamTLS, until: float | None
-    ) -> None:
+    def _secure(
+        self, protocol: P, target: TargetConfig, tls: UpstreamTLS, until: float | None
+    ) -> Deferred[P]:
         """
-        Shake hands with `target`.
+        Shake hands with `target`, and look whether it is who it should be.
 
         @param until: when its time is up.
-        @raise DialFailed: there is no connection any more.
+        @return: fails with `DialFailed`: there is no connection any more.
         """
         stream: Any = protocol.transport
         connection = tls.connect(stream.getHandle(), target)
-        try:
-            handshake = shake_hands(self._pump, protocol, connection)
-            if until is not None:
-                left = max(until - self._reactor.seconds(), _SHORTEST)
-                handshake.addTimeout(left, self._reactor)
-            await handshake
-            tls.judge(connection, target)
-        except BaseException as failed:
-            stream = protocol.transport
-            stream.abortConnection()
-            if isinstance(failed, DeferredTimeout):
-                raise DialFailed(
-                    "timeout", "no TLS handshake within the connect time-out"
-                ) from None
-            if isinstance(failed, PeerRefused):
-                raise DialFailed("tls", str(failed)) from None
-            if isinstance(failed, SSL.Error):
-                raise DialFailed("tls", explain(failed, connection)) from None
-            if isinstance(failed, OSError):
-                raise DialFailed("tls", f"TLS handshake: {_cause(failed)[1]}") from None
-            raise
+        handshake = shake_hands(self._pump, protocol, connection)
+        if until is not None:
+            left = max(until - self._reactor.seconds(), _SHORTEST)
+            handshake.addTimeout(left, self._reactor)
+        judged = handshake.addCallback(lambda _: tls.judge(connection, target))
+        return judged.addCallbacks(
+            lambda _: protocol, _not_secured, errbackArgs=(protocol, connection)
+        )
 
     async def _dial_target(
         self, target: TargetConfig, share: float | None, pool: Pool, build: Callable[[], P]
@@ -417,6 +409,22 @@ def _reachable(addresses: Sequence[str], bind: str) -> Sequence[str]:
     if not reachable:
         raise DialFailed("unreachable", f"no address of it can be dialed from {bind}")
     return reachable
+
+
+def _not_secured(failure: Failure, protocol: Protocol, connection: Any) -> Failure:
+    """@return: why, as `DialFailed`, or that it was cancelled."""
+    stream: Any = protocol.transport
+    stream.abortConnection()
+    failed = failure.value
+    if isinstance(failed, DeferredTimeout):
+        return Failure(DialFailed("timeout", "no TLS handshake within the connect time-out"))
+    if isinstance(failed, PeerRefused):
+        return Failure(DialFailed("tls", str(failed)))
+    if isinstance(failed, SSL.Error):
+        return Failure(DialFailed("tls", explain(failed, connection)))
+    if isinstance(failed, OSError):
+        return Failure(DialFailed("tls", f"TLS handshake: {_cause(failed)[1]}"))
+    return failure
 
 
 def _cause(failed: Exception) -> tuple[str, str]:

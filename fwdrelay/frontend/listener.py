@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ServerFactory
 
 from ..address import address_text, client_host
@@ -218,8 +217,7 @@ class Listener(ServerFactory):
         client.admitted = True
         session = self._session_of(client)
         if not self._opens_at_once:
-            opening = Opening(self, session, client)
-            session.open(Deferred.fromCoroutine(opening.story()))
+            session.open(Opening(self, session, client))
             return
         session.pool = self.route(client) if self._routes else self.pool
         if session.pool is None:

@@ -2,6 +2,9 @@
 Between accept and dial, where a listener wants to know more of a client first: the PROXY header, the name
 in its ClientHello, the TLS handshake.
 
+The story, read from the top: `Opening.begin` asks for the header, if there is to be one; `_ask_for_hello`
+peeks at the hello, `_shake_hands` answers it where TLS ends here, and `_go_on` says where the client goes.
+
 All that is read before TLS is peeked at: it stays in the kernel until it is known what it is, so what is
 passed on is passed on untouched, and a client that says nothing costs a socket and little else. Each
 stage has a deadline, counted from its beginning, whatever trickles in.
@@ -10,40 +13,22 @@ stage has a deadline, counted from its beginning, whatever trickles in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 
-from ..handshake import shake_hands
-from ..session import NotOpened, Reason, Session
+from ..handshake import Handshake
+from ..session import Reason, Session
 from ..tls import PeerRefused, ServerTLS, explain
-from ..upstream import Pool
 from ..wire import clienthello, proxyprotocol
 from ..wire.clienthello import ClientHello, HelloReader, HelloTooLong, NotClientHello
-from ..wire.proxyprotocol import SIGNATURE, BadHeader, ProxyHeader
+from ..wire.proxyprotocol import SIGNATURE, BadHeader
 
 if TYPE_CHECKING:
     from .listener import ClientProtocol, Listener
 
-T = TypeVar("T")
 _NOTHING = "it has left without a word"
-
-
-class _NoMore(Exception):
-    """
-    The client has ended, or the deadline is here, before it was known what it wants.
-
-    @param begins: what its first bytes are.
-    """
-
-    def __init__(self, begins: bytes) -> None:
-        super().__init__()
-        self.begins = begins
-
-
-class _Late(_NoMore):
-    """The deadline is here."""
 
 
 class Opening:
@@ -53,127 +38,209 @@ class Opening:
     @ivar bucket: belongs to the deadlines.
     """
 
-    __slots__ = ("_client", "_late", "_listener", "_session", "_waiting", "bucket")
+    log = Logger()
+
+    __slots__ = (
+        "_begins",
+        "_client",
+        "_connection",
+        "_handshake",
+        "_limit",
+        "_listener",
+        "_look_at",
+        "_nothing_more",
+        "_reader",
+        "_required",
+        "_session",
+        "bucket",
+    )
 
     def __init__(self, listener: Listener, session: Session, client: ClientProtocol) -> None:
         self._listener = listener
         self._session = session
         self._client = client
-        self._waiting: Deferred[Any] | None = None
-        self._late = False
+        self._begins = b""
+        self._limit = 0
+        self._look_at: Callable[[bytes], bool] | None = None
+        self._nothing_more: Callable[[bool], None] | None = None
+        self._required = False
+        self._reader: HelloReader | None = None
+        self._handshake: Handshake | None = None
+        self._connection: Any = None
         self.bucket: set[Any] | None = None
 
-    async def story(self) -> Pool | None:
-        """
-        @return: where the client goes; None: nowhere.
-        @raise NotOpened: it is not let on.
-        """
-        listener, client = self._listener, self._client
-        try:
-            if listener.wants_header(client):
-                await self._read_header(listener.config.proxy_protocol.accept == "required")
-                self._identify()
-            tls = listener.tls
-            if tls is None:
-                if listener.routes_by_hello:
-                    client.hello = await self._peek_hello()
-            else:
-                await self._terminate(tls)
-        finally:
-            listener.deadlines.discard(self)
-        return listener.route(client)
+    def begin(self) -> None:
+        """Ask for what is to come first."""
+        listener = self._listener
+        if listener.wants_header(self._client):
+            self._required = listener.config.proxy_protocol.accept == "required"
+            timeouts = listener.config.timeouts
+            self._wait_at_most(timeouts.handshake if self._required else timeouts.peek)
+            self._look(proxyprotocol.LONGEST, self._read_header, self._no_header)
+        else:
+            self._ask_for_hello()
+
+    def give_up(self) -> None:
+        """The session is over: nobody wants to know any more."""
+        if self._look_at is not None:
+            self._stop_looking()
+        self._over()
+        if self._handshake is not None:
+            self._handshake.give_up()
+            self._handshake = None
 
     # The PROXY header.
 
-    async def _read_header(self, required: bool) -> None:
-        timeouts = self._listener.config.timeouts
-        self._wait_at_most(timeouts.handshake if required else timeouts.peek)
-
-        def read(seen: bytes) -> tuple[ProxyHeader, int] | None:
-            if not required and not proxyprotocol.looks_like(seen):
-                return _NO_HEADER
-            return proxyprotocol.read(seen)
-
+    def _read_header(self, seen: bytes) -> bool:
+        """@return: whether it was seen, or it was seen that there is none."""
+        if not self._required and not proxyprotocol.looks_like(seen):
+            self._stop_looking()
+            self._identify()
+            return True
         try:
-            header, length = await self._look(proxyprotocol.LONGEST, read)
+            found = proxyprotocol.read(seen)
         except BadHeader as wrong:
-            raise NotOpened(Reason.PROXY_HEADER, str(wrong)) from None
-        except _NoMore as why:
-            self._no_header(required, why)
-            return
-        if length:
-            self._client.transport.take(length)
-            self._client.presented = header
+            self._refuse(Reason.PROXY_HEADER, str(wrong))
+            return True
+        if found is None:
+            return False
+        client = self._client
+        client.presented, length = found
+        self._stop_looking()
+        client.transport.take(length)
+        self._identify()
+        return True
 
-    def _no_header(self, required: bool, why: _NoMore) -> None:
+    def _no_header(self, late: bool) -> None:
         """What it means that none has come, or not all of one."""
-        late = isinstance(why, _Late)
-        begun = why.begins.startswith((SIGNATURE, b"PROXY "))
-        if not required and not begun:
-            return  # a client that waits for the server to speak, or something else than a header
-        if late:
+        begun = self._begins.startswith((SIGNATURE, b"PROXY "))
+        if not self._required and not begun:
+            # A client that waits for the server to speak, or says something else than a header.
+            self._stop_looking()
+            self._identify()
+        elif late:
             said = (
                 "the PROXY header was not complete in time" if begun else "no PROXY header in time"
             )
-            raise NotOpened(Reason.PROXY_TIMEOUT, said, late=True)
-        if why.begins:
-            raise NotOpened(Reason.PROXY_HEADER, "the PROXY header breaks off")
-        raise NotOpened(Reason.CLIENT_LEFT, _NOTHING)
+            self._refuse(Reason.PROXY_TIMEOUT, said, late=True)
+        elif self._begins:
+            self._refuse(Reason.PROXY_HEADER, "the PROXY header breaks off")
+        else:
+            self._refuse(Reason.CLIENT_LEFT, _NOTHING)
 
     def _identify(self) -> None:
         """It is known now who the client is: may it enter?"""
         refused = self._listener.identify(self._client)
         if refused is not None:
-            raise NotOpened(refused.reason, refused.why)
+            self._refuse(refused.reason, refused.why)
+        else:
+            self._ask_for_hello()
 
-    # TLS.
+    # The ClientHello.
 
-    async def _peek_hello(self) -> ClientHello | None:
-        """
-        @return: what a client says that is passed on; None: nothing that can be understood.
-        """
-        self._wait_at_most(self._listener.config.timeouts.peek)
+    def _ask_for_hello(self) -> None:
+        listener = self._listener
+        timeouts = listener.config.timeouts
+        if listener.tls is not None:
+            self._wait_at_most(timeouts.handshake)
+        elif listener.routes_by_hello:
+            self._wait_at_most(timeouts.peek)
+        else:
+            self._go_on()
+            return
+        self._begins = b""
+        self._reader = HelloReader()
+        self._look(clienthello.LONGEST, self._read_hello, self._no_hello)
+
+    def _read_hello(self, seen: bytes) -> bool:
+        """@return: whether it was seen, or it was seen that there is none."""
+        assert self._reader is not None
+        hello: ClientHello | None = None
         try:
-            return await self._look(clienthello.LONGEST, HelloReader().parse)
-        except (NotClientHello, _NoMore):
-            return None
-
-    async def _terminate(self, tls: ServerTLS) -> None:
-        listener, client = self._listener, self._client
-        self._wait_at_most(listener.config.timeouts.handshake)
-        try:
-            hello = client.hello = await self._look(clienthello.LONGEST, HelloReader().parse)
-        except _NoMore as why:
-            self._no_hello(why)
+            hello = self._reader.parse(seen)
+            if hello is None:
+                return False
         except HelloTooLong as wrong:
-            raise NotOpened(Reason.TLS_FAILED, str(wrong)) from None
+            if self._listener.tls is not None:
+                self._refuse(Reason.TLS_FAILED, str(wrong))
+                return True
         except NotClientHello:
-            hello = None  # OpenSSL knows what to say to that
-        connection = tls.accept(client.transport.getHandle(), hello)
-        try:
-            await self._until_late(shake_hands(listener.pump, client, connection))
-            client.peer = tls.judge(connection)
-        except _Late:
-            raise NotOpened(
-                Reason.TLS_TIMEOUT, "the TLS handshake was not complete in time", late=True
-            ) from None
-        except (PeerRefused, SSL.Error) as refused:
-            unlisted = connection.get_app_data().unlisted
-            said = (
-                str(refused) if isinstance(refused, PeerRefused) else explain(refused, connection)
-            )
-            raise NotOpened(
-                Reason.IDENTITY if unlisted else Reason.TLS_FAILED, said, answered=True
-            ) from None
+            pass  # where TLS ends here, OpenSSL knows what to say to that
+        self._hello_seen(hello)
+        return True
 
-    def _no_hello(self, why: _NoMore) -> NoReturn:
-        seen = bool(why.begins)
-        if isinstance(why, _Late):
-            said = "the ClientHello was not complete in time" if seen else "no ClientHello in time"
-            raise NotOpened(Reason.TLS_TIMEOUT, said, late=True)
-        if seen:
-            raise NotOpened(Reason.TLS_FAILED, "the ClientHello breaks off")
-        raise NotOpened(Reason.CLIENT_LEFT, _NOTHING)
+    def _no_hello(self, late: bool) -> None:
+        """What it means that none has come, or not all of one."""
+        begun = bool(self._begins)
+        if self._listener.tls is None:
+            self._hello_seen(None)
+        elif late:
+            said = "the ClientHello was not complete in time" if begun else "no ClientHello in time"
+            self._refuse(Reason.TLS_TIMEOUT, said, late=True)
+        elif begun:
+            self._refuse(Reason.TLS_FAILED, "the ClientHello breaks off")
+        else:
+            self._refuse(Reason.CLIENT_LEFT, _NOTHING)
+
+    def _hello_seen(self, hello: ClientHello | None) -> None:
+        """@param hello: None: there is none that can be understood."""
+        self._stop_looking()
+        self._reader = None
+        self._client.hello = hello
+        tls = self._listener.tls
+        if tls is None:
+            self._go_on()
+        else:
+            self._shake_hands(tls, hello)
+
+    # The handshake.
+
+    def _shake_hands(self, tls: ServerTLS, hello: ClientHello | None) -> None:
+        client = self._client
+        self._nothing_more = self._late_to_shake_hands
+        self._connection = tls.accept(client.transport.getHandle(), hello)
+
+        def shaken() -> None:
+            self._handshake = None
+            try:
+                client.peer = tls.judge(self._connection)
+            except PeerRefused as refused:
+                self._not_shaken(refused)
+            else:
+                self._go_on()
+
+        self._handshake = Handshake(client, shaken, self._not_shaken)
+        self._handshake.begin(self._listener.pump, self._connection)
+
+    def _not_shaken(self, failed: BaseException) -> None:
+        """
+        @param failed: what OpenSSL says, or who was refused; what broke the connection ends the session by itself.
+        """
+        self._handshake = None
+        connection = self._connection
+        if isinstance(failed, (PeerRefused, SSL.Error)):
+            said = str(failed) if isinstance(failed, PeerRefused) else explain(failed, connection)
+            unlisted = connection.get_app_data().unlisted
+            self._refuse(Reason.IDENTITY if unlisted else Reason.TLS_FAILED, said, answered=True)
+
+    def _late_to_shake_hands(self, late: bool) -> None:
+        self._refuse(Reason.TLS_TIMEOUT, "the TLS handshake was not complete in time", late=True)
+
+    # The end.
+
+    def _go_on(self) -> None:
+        """All was said."""
+        self._over()
+        self._session.opened(self._listener.route(self._client))
+
+    def _over(self) -> None:
+        self._nothing_more = None  # which refers to this object, and would keep it
+        self._listener.deadlines.discard(self)
+
+    def _refuse(
+        self, reason: Reason, detail: str | None, *, late: bool = False, answered: bool = False
+    ) -> None:
+        self._session.not_opened(reason, detail, late=late, answered=answered)
 
     # Waiting.
 
@@ -187,62 +254,35 @@ class Opening:
 
     def overdue(self, now: float) -> None:
         """The stage's time is up."""
-        if self._waiting is not None:
-            self._late = True
-            self._waiting.cancel()
+        if self._nothing_more is not None:
+            self._nothing_more(True)
 
-    async def _until_late(self, waiting: Deferred[T]) -> T:
-        """
-        @raise _Late: instead of an answer.
-        """
-        self._waiting = waiting
-        try:
-            return await waiting
-        except CancelledError:
-            if self._late:
-                raise _Late(b"") from None
-            raise
-        finally:
-            self._waiting = None
-
-    async def _look(self, limit: int, read: Callable[[bytes], T | None]) -> T:
+    def _look(
+        self, limit: int, look_at: Callable[[bytes], bool], nothing_more: Callable[[bool], None]
+    ) -> None:
         """
         Look at what the client has sent until there is enough of it.
 
-        @param read: makes something of it; None: more is needed.
-        @raise _NoMore: there is not going to be.
+        @param look_at: makes something of it; False: more is needed.
+        @param nothing_more: is told that there won't be; True: for lack of time.
         """
-        answer: Deferred[T] = Deferred()
-        begins = b""  # not all that was seen: it stays in the kernel, and may be much
+        self._limit, self._look_at, self._nothing_more = limit, look_at, nothing_more
+        self._client.transport.start_peeking(limit, self._see)
 
-        def see(seen: bytes, ended: bool) -> None:
-            nonlocal begins
-            if answer.called:
-                return
-            begins = seen[: len(SIGNATURE)]
-            try:
-                found = read(seen)
-            except Exception as wrong:
-                answer.errback(wrong)
-                return
-            if found is not None:
-                answer.callback(found)
-            elif ended or len(seen) >= limit:
-                answer.errback(_NoMore(begins))
-
-        client = self._client
-        transport = client.transport
-        transport.start_peeking(limit, see)
+    def _see(self, seen: bytes, ended: bool) -> None:
+        if self._look_at is None:
+            return
         try:
-            if client.reset is not None:
-                # It was found out just now, and the session may not have begun to listen for that.
-                error = client.reset
-                raise NotOpened(Reason.CLIENT_LEFT, getattr(error, "strerror", None) or str(error))
-            return await self._until_late(answer)
-        except _Late:
-            raise _Late(begins) from None
-        finally:
-            transport.stop_peeking()
+            # Not all is kept of what was seen: it stays in the kernel, and may be much.
+            self._begins = seen[: len(SIGNATURE)]
+            if self._look_at(seen):
+                return
+            if (ended or len(seen) >= self._limit) and self._nothing_more is not None:
+                self._nothing_more(False)
+        except Exception:
+            self.log.failure("What a client began with could not be dealt with")
+            self._session.cut(Reason.INTERNAL_ERROR)
 
-
-_NO_HEADER = ProxyHeader(), 0
+    def _stop_looking(self) -> None:
+        self._look_at = self._nothing_more = None
+        self._client.transport.stop_peeking()

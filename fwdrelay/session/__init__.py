@@ -4,7 +4,7 @@ One relayed connection: its life as a table (`fwdrelay.session.lifecycle`), its 
 """
 
 from .lifecycle import Reason, State
-from .session import NotOpened, Policy, Session
+from .session import IOpening, Policy, Session
 from .side import Side, UpstreamSide
 
-__all__ = ["NotOpened", "Policy", "Reason", "Session", "Side", "State", "UpstreamSide"]
+__all__ = ["IOpening", "Policy", "Reason", "Session", "Side", "State", "UpstreamSide"]

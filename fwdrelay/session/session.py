@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -71,29 +71,14 @@ class Policy:
         return self.timeouts.lifetime or math.inf
 
 
-class NotOpened(Exception):
-    """
-    The client did not say, or not in time, what it has to say before it is let on.
+class IOpening(Protocol):
+    """What a client is asked for before it is known where it goes; it tells its session what came of it."""
 
-    @param reason: what its session ends with.
-    @param detail: what went wrong, for the log.
-    @param late: it was for lack of time.
-    @param answered: it was told so, and should be able to read that.
-    """
+    def begin(self) -> None:
+        """Ask. `Session.opened` or `Session.not_opened` may be called before this returns."""
 
-    def __init__(
-        self,
-        reason: Reason,
-        detail: str | None = None,
-        *,
-        late: bool = False,
-        answered: bool = False,
-    ) -> None:
-        super().__init__(reason.word)
-        self.reason = reason
-        self.detail = detail
-        self.late = late
-        self.answered = answered
+    def give_up(self) -> None:
+        """The session is over; nothing may be told any more."""
 
 
 @define(eq=False)
@@ -128,7 +113,7 @@ class Session:
     error: str | None = None
     code: str = ""
     bucket: set[Any] | None = None
-    _opening: Deferred[Any] | None = None
+    _opening: IOpening | None = None
     _lingers: bool = False
     _dialing: Deferred[Any] | None = None
     _settling: Any = None
@@ -208,20 +193,20 @@ class Session:
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._dial_failed)
 
-    def open(self, opening: Deferred[Pool | None]) -> None:
-        """
-        The client is asked for what tells where it goes; it is paused.
-
-        @param opening: fires with the pool, None where there is none for it, or fails with `NotOpened`;
-            is cancelled when the session ends before.
-        """
+    def open(self, opening: IOpening) -> None:
+        """The client is asked for what tells where it goes; it is paused."""
         self.client.session = self
         self.state = after(self.state, Input.ASKED)
-        self._wait()
         self._opening = opening
-        opening.addCallbacks(self._opened, self._not_opened)
+        self._wait()
+        opening.begin()
 
-    def _opened(self, pool: Pool | None) -> None:
+    def opened(self, pool: Pool | None) -> None:
+        """
+        It is known where the client goes.
+
+        @param pool: None: nowhere.
+        """
         self._opening = None
         self.pool = pool
         if pool is None:
@@ -229,19 +214,19 @@ class Session:
         else:
             self.begin()
 
-    def _not_opened(self, failure: Failure) -> None:
-        self._opening = None
-        if self.state is State.CLOSED:
-            return  # cancelled, because the session is over
-        why = failure.value
-        if isinstance(why, NotOpened):
-            self.error = why.detail
-            self._lingers = why.answered
-            self._close(Input.TIMED_OUT if why.late else Input.REFUSED, why.reason)
-        else:
-            self.log.failure("A session could not be opened in a way it never should", failure)
-            self.error = repr(why)
-            self._close(Input.CUT, Reason.INTERNAL_ERROR)
+    def not_opened(
+        self, reason: Reason, detail: str | None, *, late: bool = False, answered: bool = False
+    ) -> None:
+        """
+        The client did not say, or not in time, what it has to say, or may not enter.
+
+        @param detail: what went wrong, for the log.
+        @param late: it was for lack of time.
+        @param answered: it was told so, and should be able to read that.
+        """
+        self.error = detail
+        self._lingers = answered
+        self._close(Input.TIMED_OUT if late else Input.REFUSED, reason)
 
     def refuse(self, reason: Reason, why: str | None = None) -> None:
         """The client may not enter; `why` is for the log."""
@@ -484,7 +469,8 @@ class Session:
             self._settling.cancel()
             self._settling = None
         if self._opening is not None:
-            self._opening.cancel()
+            self._opening.give_up()
+            self._opening = None
         if self._dialing is not None:
             self._dialing.cancel()
         self._remember()

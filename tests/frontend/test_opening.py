@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, cast
+from unittest import mock
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from fwdrelay.config import ListenerConfig, ProxyProtocolConfig, RouteConfig, Timeouts
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.frontend.listener import ClientProtocol, Listener
 from fwdrelay.frontend.opening import Opening
-from fwdrelay.session import NotOpened, Reason, Session
+from fwdrelay.session import Reason, Session
 from fwdrelay.upstream import Pool
 from fwdrelay.wire import clienthello, proxyprotocol
 from fwdrelay.wire.proxyprotocol import SIGNATURE, ProxyHeader
@@ -52,7 +52,7 @@ class Transport:
         assert self.limit is None
         self.limit, self._seen = limit, seen
         if self.broken is not None:
-            self._client.reset = self.broken
+            self._client.connectionReset(self.broken)
         elif self.data or self._ended:
             self._show()
 
@@ -65,6 +65,9 @@ class Transport:
 
     def getPeer(self) -> IPv4Address:
         return IPv4Address("TCP", "127.0.0.9", 9)
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 80)
 
     def _show(self) -> None:
         if self._seen is not None:
@@ -124,20 +127,33 @@ class OpeningTestCase(SynchronousTestCase):
         self.client = ClientProtocol()
         self.transport = Transport(self.client)
         self.transport.data, self.transport.broken = first, broken
-        self.opening = Opening(self.listener, cast("Session", None), self.client)
+        self.opening = Opening(self.listener, cast("Session", self), self.client)
         self.told: str | Reason | None = None
         self.detail: str | None = None
         self.late = False
-        self.story = Deferred.fromCoroutine(self.opening.story())
-        self.story.addCallbacks(self._opened, self._refused)
+        self.client.session = cast("Session", self)
+        self.opening.begin()
 
-    def _opened(self, pool: Pool | None) -> None:
+    # What it tells its session.
+
+    def opened(self, pool: Pool | None) -> None:
+        assert self.told is None
         self.told = None if pool is None else pool.name
 
-    def _refused(self, failure: Any) -> None:
-        failure.trap(NotOpened)
-        why = failure.value
-        self.told, self.detail, self.late = why.reason, why.detail, why.late
+    def not_opened(
+        self, reason: Reason, detail: str, *, late: bool = False, answered: bool = False
+    ) -> None:
+        assert self.told is None
+        self.told, self.detail, self.late = reason, detail, late
+        self.opening.give_up()
+
+    def side_reset(self, side: ClientProtocol) -> None:
+        self.not_opened(Reason.CLIENT_LEFT, str(side.reset))
+
+    def cut(self, reason: Reason) -> None:
+        assert self.told is None
+        self.told = reason
+        self.opening.give_up()
 
     def advance(self, seconds: float) -> None:
         self.clock.pump([seconds / 10] * 10)
@@ -261,7 +277,6 @@ class HeaderTests(OpeningTestCase):
         self.assert_opened("web", V1)
 
     def test_a_client_that_is_found_to_be_gone_has_left(self) -> None:
-        """Before the session could be told of that, so nothing else would end it."""
         self.open("required", broken=ConnectionResetError(104, "Connection reset by peer"))
         self.assert_refused(Reason.CLIENT_LEFT, "Connection reset by peer")
 
@@ -273,8 +288,15 @@ class HeaderTests(OpeningTestCase):
     def cancel(self) -> None:
         """As the session does when it ends."""
         self.assert_waiting()
-        self.story.cancel()
-        self.failureResultOf(self.story, CancelledError)
+        self.opening.give_up()
+        self.assertIsNone(self.told)
+        self.assert_at_rest()
+
+    def test_a_defect_of_ours_ends_the_session(self) -> None:
+        with mock.patch.object(proxyprotocol, "read", side_effect=ZeroDivisionError("a defect")):
+            self.open("required", first=V1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIs(self.told, Reason.INTERNAL_ERROR)
         self.assert_at_rest()
 
 
