@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fnmatch
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ from .sample import PLACEMENTS, Amount, Cores, descriptors, idle_sessions, raise
 
 EPILOG = f"""\
 lines:
-{chr(10).join(f"  {line.name:11} {line.title}" for line in LINES)}
+{chr(10).join(f"  {line.name:17} {line.title.replace('# ', '')}" for line in LINES)}
 
 relays:
   {" ".join(relay.name for relay in RELAYS)}
@@ -41,13 +42,15 @@ QUIET = 0.05
 
 
 def names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
-    """A parser of names with commas between them."""
+    """A parser of names, or shell patterns of such, with commas between them."""
 
     def parse(text: str) -> list[str]:
-        found = [name for name in text.split(",") if name]
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"no {name!r} among {', '.join(known)}")
+        found: list[str] = []
+        for pattern in filter(None, text.split(",")):
+            matching = fnmatch.filter(known, pattern)
+            if not matching:
+                raise argparse.ArgumentTypeError(f"no {pattern!r} among {', '.join(known)}")
+            found += matching
         return found
 
     return parse
@@ -80,14 +83,19 @@ def arguments() -> argparse.Namespace:
     add("--sessions", type=at_least(1), metavar="N", help="set up in a sample [8000; quick: 2000]")
     add("--idle", type=at_least(1), metavar="N", help="idle sessions [5000; quick: 1000]")
     add("--quick", action="store_true", help="a look at the order of magnitude, not a measurement")
-    add("--lines", type=names(lines.BY_NAME), metavar="NAME,…", help="only these")
+    add(
+        "--lines",
+        type=names(lines.BY_NAME),
+        metavar="NAME,…",
+        help="only these; tls-* for all that begin so",
+    )
     add("--only", type=names(relays.BY_NAME), metavar="NAME,…", help="only these relays")
     add(
         "--pin",
         choices=("auto", *PLACEMENTS),
         default="auto",
         help="the relay on a core of its own and the load on the others, all on one core, or wherever "
-        "the kernel puts them; auto: together for echo1, apart for the rest [auto]",
+        "the kernel puts them; auto: together for echo1 and tls-echo, apart for the rest [auto]",
     )
     add("--json", type=Path, metavar="FILE", help="write all that was measured")
     add("--plot", type=Path, metavar="FILE", help="draw it (needs matplotlib)")
@@ -197,18 +205,18 @@ def measure(given: argparse.Namespace, amount: Amount) -> Run:
         say(f"the machine does other work ({run['machine']['busy_before']:.0%}): expect noise\n")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         present = prepare(given.only, Path(folder), run)
-        count = given.rounds * len(wanted) * len(present)
+        count = given.rounds * sum(each.takes_part(line) for line in wanted for each in present)
         started = time.monotonic()
         try:
             for number in range(1, given.rounds + 1):
                 for line in wanted:
-                    for relay in present:
+                    for relay in filter(lambda each: each.takes_part(line), present):
                         done = len(run["samples"])
                         left = (time.monotonic() - started) / max(1, done) * (count - done)
                         about = f", {left / 60:.0f} min left" if done > len(present) else ""
                         say(f"round {number}, {line.name}, {relay.name} ({done}/{count}{about})")
                         sample = {"round": number, "line": line.name, "relay": relay.name}
-                        if line.idle and (note := idle_sessions(relay, amount.idle)[1]):
+                        if line.idle and (note := idle_sessions(relay, line.count(amount.idle))[1]):
                             sample["note"] = f"only {note}"
                         sample |= take(relay, line, amount, placement(given.pin, line))
                         run["samples"].append(sample)

@@ -1,5 +1,5 @@
 """
-What a relay's processes have used, as the kernel counts it: CPU time and resident memory.
+What a relay's processes have used, as the kernel counts it: CPU time, resident memory and descriptors.
 
 Used by the load generators too, which therefore need nothing but the standard library.
 """
@@ -57,3 +57,8 @@ def memory(pid: int) -> int:
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process and its descendants have open."""
+    return sum(len(os.listdir(f"/proc/{each}/fd")) for each in tree(pid))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 from collections.abc import Mapping
 
 import attrs
@@ -52,13 +54,25 @@ class Figure:
 BUSY = Figure("busy", "relay's CPU, % of a core", plotted=False)
 
 
+class TLS(enum.Enum):
+    """What a relay does of it in a line."""
+
+    NONE = "plain"
+    TERMINATED = "TLS terminated"
+    ORIGINATED = "TLS originated"
+
+
 @attrs.frozen
 class Line:
     """
     One line of the benchmark: a load, and what is counted under it.
 
-    @ivar kind: of `bench.load`'s clients; `hold` measures memory.
+    @ivar title: for people; `#` stands for how many sessions are held.
+    @ivar kind: of `bench.load`'s clients; `hold`, `silent` and `stalled` measure memory.
     @ivar idle: whether as many idle sessions as asked for stand beside it.
+    @ivar key: of the certificate: `ecdsa` or `rsa`.
+    @ivar resumed: whether TLS sessions are.
+    @ivar share: of the sessions that were asked for, to set up or to hold, how many this line takes.
     @ivar pin: the placement that suits it: `apart` gives the relay a core of its own. `together` is for
         a load of which only one process runs at a time: apart, its figures would be those of waking an
         idle core (in a virtual machine, several times what any relay takes), and alike for all relays.
@@ -71,10 +85,27 @@ class Line:
     figures: tuple[Figure, ...]
     idle: bool = False
     pin: str = "apart"
+    tls: TLS = TLS.NONE
+    key: str = "ecdsa"
+    resumed: bool = False
+    share: float = 1.0
 
     def figure(self, name: str) -> Figure:
         """The figure of that name."""
         return next(figure for figure in self.figures if figure.name == name)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether memory is measured, of sessions that are held."""
+        return self.figures is MEMORY
+
+    def titled(self, asked: int) -> str:
+        """The title, with how many sessions are held where so many were asked for."""
+        return self.title.replace("#", f"{self.count(asked):,}")
+
+    def count(self, asked: int) -> int:
+        """How many sessions it takes where so many were asked for."""
+        return max(1, round(asked * self.share))
 
 
 BULK = (
@@ -94,15 +125,49 @@ SETUP = (
     Figure("p50", "p50 µs", plotted=False),
     BUSY,
 )
+BRIEF = "connect, a byte each way, close"
+MEMORY = (Figure("per_session", "kB/session"),)
+
+
+terminated = functools.partial(Line, tls=TLS.TERMINATED)
+originated = functools.partial(Line, tls=TLS.ORIGINATED)
 
 LINES = (
-    Line("bulk1", "bulk, 1 connection", "bulk", 1, BULK),
-    Line("bulk16", "bulk, 16 connections", "bulk", 16, BULK),
+    Line("bulk1", "bulk, 1 connection", "down", 1, BULK),
+    Line("bulk16", "bulk, 16 connections", "down", 16, BULK),
     Line("echo1", "64-byte echo, 1 connection", "echo", 1, ECHO, pin="together"),
     Line("echo32", "64-byte echo, 32 connections", "echo", 32, ECHO),
-    Line("echo32idle", "64-byte echo, 32 beside idle sessions", "echo", 32, ECHO, idle=True),
-    Line("setup", "connect, a byte each way, close", "setup", 32, SETUP),
-    Line("memory", "idle sessions", "hold", 32, (Figure("per_session", "kB/session"),), idle=True),
+    Line("echo32idle", "64-byte echo, 32 beside # idle sessions", "echo", 32, ECHO, idle=True),
+    Line("setup", BRIEF, "setup", 32, SETUP),
+    Line("memory", "# idle sessions", "hold", 32, MEMORY, idle=True),
+    terminated("tls-down", "TLS, bulk to 1 client", "down", 1, BULK),
+    terminated("tls-down16", "TLS, bulk to 16 clients", "down", 16, BULK),
+    terminated("tls-up", "TLS, bulk from 1 client", "up", 1, BULK),
+    terminated("tls-up16", "TLS, bulk from 16 clients", "up", 16, BULK),
+    terminated("tls-echo", "TLS, 64-byte echo, 32 connections", "echo", 32, ECHO, pin="together"),
+    terminated("tls-handshake", f"TLS, {BRIEF}", "setup", 32, SETUP, share=0.25),
+    terminated(
+        "tls-handshake-rsa", f"TLS with RSA, {BRIEF}", "setup", 32, SETUP, key="rsa", share=0.25
+    ),
+    terminated(
+        "tls-resumed", f"TLS resumed, {BRIEF}", "setup", 32, SETUP, resumed=True, share=0.25
+    ),
+    terminated("tls-idle", "TLS, # idle sessions", "hold", 32, MEMORY, idle=True, share=0.1),
+    terminated(
+        "tls-silent", "TLS, # clients that say nothing", "silent", 1, MEMORY, idle=True, share=0.4
+    ),
+    terminated(
+        "tls-stalled",
+        "TLS, # clients that read nothing",
+        "stalled",
+        1,
+        MEMORY,
+        idle=True,
+        share=0.04,
+    ),
+    originated("originate-down", "to TLS, bulk to 1 client", "down", 1, BULK),
+    originated("originate-up", "to TLS, bulk from 1 client", "up", 1, BULK),
+    originated("originate-setup", f"to TLS, {BRIEF}", "setup", 32, SETUP, share=0.25),
 )
 BY_NAME = {line.name: line for line in LINES}
 
@@ -133,4 +198,9 @@ GOALS = (
     Goal("setup", "cpu_per_session", 1.0, "go"),
     Goal("memory", "per_session", 1.5, ""),
     Goal("echo32idle", "cpu_per_echo", 1.1, "=echo32"),
+    Goal("tls-down", "cpu_per_gb", 0.95),
+    Goal("tls-up", "cpu_per_gb", 0.95),
+    Goal("tls-echo", "cpu_per_echo", 1.5),
+    Goal("tls-handshake", "cpu_per_session", 1.25),
+    Goal("tls-idle", "per_session", 1.3, "haproxy"),
 )

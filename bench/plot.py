@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import relays
 from .lines import LINES
-from .report import Run, readable, title, values
+from .report import Run, readable, taking_part, values
 
 OURS, PEERS, INK = "#c2410c", "#b6bcc6", "#1f2933"
 BESIDE = 4.0
@@ -30,20 +30,24 @@ def draw(run: Run, path: Path) -> None:
         if figure.plotted
     ]
     columns = min(3, len(panels))
-    names = list(run["relays"])
+    most = len(run["relays"])
     lines_ = math.ceil(len(panels) / columns)
-    size = (5.2 * columns, (0.9 + 0.27 * len(names)) * lines_ + 0.6)
+    size = (5.2 * columns, (0.9 + 0.27 * most) * lines_ + 0.6)
     figure_, axes = plt.subplots(
         lines_, columns, figsize=size, squeeze=False, layout="constrained", facecolor="white"
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (line, figure) in zip(axes.flat, panels, strict=False):
+        names = taking_part(run, line.tls)
         found = {name: values(run, line, figure, name) for name in names}
         medians = {name: statistics.median(each) for name, each in found.items() if each}
         sense = "more is better" if figure.more_is_better else "less is better"
         axis.set_title(
-            f"{title(run, line)}\n{figure.title} · {sense}", fontsize=9, loc="left", color=INK
+            f"{line.titled(run['amount']['idle'])}\n{figure.title} · {sense}",
+            fontsize=9,
+            loc="left",
+            color=INK,
         )
         limit = min(
             max(medians.values(), default=1.0),

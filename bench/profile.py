@@ -32,7 +32,7 @@ def run(line: Line, amount: Amount, cores: Cores, profiler: str) -> None:
         pid = str(sample.running.process.pid)
         if line.idle:
             sample.hold()
-        if line.kind != "hold":
+        if not line.weighed:
             sample.start_load()
         seconds = str(max(1, round(amount.seconds)))
         out = str(Path(folder, "profile"))

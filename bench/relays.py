@@ -18,6 +18,9 @@ import attrs
 import twisted
 from fwdrelay._version import __version__
 
+from .credentials import NAME, Credentials
+from .lines import TLS, Line
+
 TWISTD = (
     sys.executable,
     "-c",
@@ -26,6 +29,7 @@ TWISTD = (
     "--pidfile=",
 )
 HERE = Path(__file__).resolve().parent
+EVERYTHING = (TLS.NONE, TLS.TERMINATED, TLS.ORIGINATED)
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -40,6 +44,8 @@ class Place:
 
     @ivar descriptors: how many it may have open.
     @ivar folder: an empty one, for its configuration.
+    @ivar terminate: what clients are shown, over TLS.
+    @ivar originate: what the upstream shows, over TLS, and is to be verified.
     """
 
     host: str
@@ -48,6 +54,8 @@ class Place:
     to_port: int
     descriptors: int
     folder: Path
+    terminate: Credentials | None = None
+    originate: Credentials | None = None
 
     @property
     def target(self) -> str:
@@ -63,6 +71,8 @@ class Relay:
     @ivar ours: not a peer.
     @ivar idle: how many idle sessions it is asked to hold at most; 0: as many as anybody.
     @ivar each: how many descriptors it has open for a session.
+    @ivar tls: what it does of that.
+    @ivar resumes: TLS sessions, with clients.
     """
 
     name: str
@@ -70,6 +80,12 @@ class Relay:
     ours: bool = False
     idle: int = 0
     each: int = 2
+    tls: tuple[TLS, ...] = (TLS.NONE,)
+    resumes: bool = True
+
+    def takes_part(self, line: Line) -> bool:
+        """Whether it does what a line measures."""
+        return line.tls in self.tls and (self.resumes or not line.resumed)
 
     def prepare(self, folder: Path) -> str:
         """
@@ -111,27 +127,40 @@ class Fwdrelay(Relay):
         return f"fwdrelay {__version__}, Twisted {twisted.__version__}, Python {python}"
 
     def command(self, place: Place) -> list[str]:
-        return [
+        command = [
             *TWISTD,
             "fwdrelay",
             *("--port", str(place.port), "--interface", place.host, "--target", place.target),
             *("--access-log", "off", "--pump", self.pump),
         ]
+        if shown := place.terminate:
+            command += ["--tls-cert", str(shown.certificate), "--tls-key", str(shown.key)]
+        if expected := place.originate:
+            command += ["--upstream-tls", "--upstream-ca", str(expected.authority)]
+            command += ["--upstream-name", NAME]
+        return command
 
 
 @attrs.frozen
 class Portforward(Relay):
-    """Twisted's own."""
+    """Twisted's own; `stock.py` where it is to originate TLS, which has no command line."""
 
     def prepare(self, folder: Path) -> str:
         return f"Twisted {twisted.__version__}, Python {sys.version.split()[0]}"
 
     def command(self, place: Place) -> list[str]:
+        listen = f"{place.port}:interface={place.host}:backlog=4096"
+        if expected := place.originate:
+            at = (str(place.port), place.host, place.to_host, str(place.to_port))
+            return [sys.executable, str(HERE / "stock.py"), *at, str(expected.authority), NAME]
+        if shown := place.terminate:
+            listen = f"ssl:{listen}:certKey={shown.certificate}:privateKey={shown.key}"
+        else:
+            listen = f"tcp:{listen}"
         return [
             *TWISTD,
             "portforward",
-            *("--port", f"tcp:{place.port}:interface={place.host}:backlog=4096"),
-            *("--host", place.to_host, "--dest_port", str(place.to_port)),
+            *("--port", listen, "--host", place.to_host, "--dest_port", str(place.to_port)),
         ]
 
 
@@ -147,6 +176,10 @@ class HAProxy(Relay):
     def command(self, place: Place) -> list[str]:
         config = place.folder / "haproxy.cfg"
         pipes = min(1000, place.descriptors // 8) if self.splice else 0
+        shown, expected = place.terminate, place.originate
+        client = f"ssl crt {shown.both}" if shown else ""
+        upstream = f"ssl verify required ca-file {expected.authority}" if expected else ""
+        named = f"sni str({NAME}) verifyhost {NAME}" if expected else ""
         config.write_text(
             f"""\
 global
@@ -160,8 +193,8 @@ defaults
     timeout server 1h
     {"option splice-auto" if self.splice else ""}
 listen relay
-    bind {place.host}:{place.port}
-    server target {place.target}
+    bind {place.host}:{place.port} {client}
+    server target {place.target} {upstream} {named}
 """
         )
         return ["haproxy", "-db", "-f", str(config)]
@@ -181,6 +214,15 @@ class Nginx(Relay):
     def command(self, place: Place) -> list[str]:
         config = place.folder / "nginx.conf"
         load = f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else ""
+        tls = ""
+        if shown := place.terminate:
+            tls = f"""\
+ssl_certificate {shown.certificate}; ssl_certificate_key {shown.key};
+        ssl_protocols TLSv1.2 TLSv1.3;"""
+        if expected := place.originate:
+            tls = f"""\
+proxy_ssl on; proxy_ssl_verify on; proxy_ssl_trusted_certificate {expected.authority};
+        proxy_ssl_name {NAME}; proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.2 TLSv1.3;"""
         config.write_text(
             f"""\
 {load}
@@ -192,9 +234,10 @@ worker_rlimit_nofile {place.descriptors};
 events {{ worker_connections {place.descriptors - 100}; }}
 stream {{
     server {{
-        listen {place.host}:{place.port} backlog=4096;
+        listen {place.host}:{place.port} backlog=4096 {"ssl" if place.terminate else ""};
         proxy_timeout 1h;
         proxy_pass {place.target};
+        {tls}
     }}
 }}
 """
@@ -242,14 +285,76 @@ class Socat(Relay):
         return ["socat", "-lf/dev/null", listen, f"TCP:{place.target},nodelay"]
 
 
+@attrs.frozen
+class Hitch(Relay):
+    """One worker."""
+
+    def prepare(self, folder: Path) -> str:
+        return said_by("hitch", "--version")
+
+    def command(self, place: Place) -> list[str]:
+        assert place.terminate is not None
+        config = place.folder / "hitch.conf"
+        user = ""
+        if os.geteuid() == 0:  # as whom its workers refuse to run
+            user = 'user = "nobody"\ngroup = "nogroup"'
+        config.write_text(
+            f"""\
+frontend = "[{place.host}]:{place.port}"
+backend = "[{place.to_host}]:{place.to_port}"
+pem-file = "{place.terminate.both}"
+workers = 1
+backlog = 4096
+daemon = off
+{user}
+"""
+        )
+        return ["hitch", "--config", str(config)]
+
+
+@attrs.frozen
+class Stunnel(Relay):
+    """A thread per session, which is why it holds few of them."""
+
+    def prepare(self, folder: Path) -> str:
+        return said_by("stunnel", "-version")
+
+    def command(self, place: Place) -> list[str]:
+        config = place.folder / "stunnel.conf"
+        tls = ""
+        if shown := place.terminate:
+            tls = f"cert = {shown.certificate}\nkey = {shown.key}"
+        if expected := place.originate:
+            tls = f"client = yes\nCAfile = {expected.authority}\nverifyChain = yes\n"
+            tls += f"checkHost = {NAME}\nsni = {NAME}"
+        config.write_text(
+            f"""\
+foreground = yes
+pid =
+debug = crit
+syslog = no
+socket = l:TCP_NODELAY=1
+socket = r:TCP_NODELAY=1
+[relay]
+accept = {place.host}:{place.port}
+connect = {place.target}
+TIMEOUTidle = 3600
+{tls}
+"""
+        )
+        return ["stunnel", str(config)]
+
+
 RELAYS: tuple[Relay, ...] = (
-    Fwdrelay("fwdrelay-splice", "fwdrelay splice", ours=True, pump="splice"),
-    Fwdrelay("fwdrelay-buffered", "fwdrelay buffered", ours=True, pump="buffered"),
-    HAProxy("haproxy", "HAProxy"),
+    Fwdrelay("fwdrelay-splice", "fwdrelay splice", ours=True, pump="splice", tls=EVERYTHING),
+    Fwdrelay("fwdrelay-buffered", "fwdrelay buffered", ours=True, pump="buffered", tls=EVERYTHING),
+    HAProxy("haproxy", "HAProxy", tls=EVERYTHING),
     HAProxy("haproxy-splice", "HAProxy splice-auto", splice=True),
-    Nginx("nginx", "nginx stream"),
+    Nginx("nginx", "nginx stream", tls=EVERYTHING),
+    Hitch("hitch", "hitch", tls=(TLS.TERMINATED,)),
+    Stunnel("stunnel", "stunnel", idle=500, tls=(TLS.TERMINATED, TLS.ORIGINATED)),
     Go("go", "Go io.Copy", each=6),  # two of them pipes, four descriptors
-    Portforward("portforward", "Twisted portforward"),
+    Portforward("portforward", "Twisted portforward", tls=EVERYTHING, resumes=False),
     Socat("socat", "socat", idle=200),
 )
 BY_NAME = {relay.name: relay for relay in RELAYS}

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from . import lines, relays
-from .lines import GOALS, LINES, Figure, Goal, Line
+from .lines import GOALS, LINES, TLS, Figure, Goal, Line
 
 OURS = "fwdrelay-splice"
 """Of our pumps, the one that the goals are about."""
@@ -55,19 +55,19 @@ def readable(value: float | None) -> str:
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def title(run: Run, line: Line) -> str:
-    """A line's title, with numbers where they depend on the run."""
-    return line.title.replace("idle sessions", f"{run['amount']['idle']:,} idle sessions")
+def taking_part(run: Run, tls: TLS) -> list[str]:
+    """The relays that do that."""
+    return [name for name in run["relays"] if tls in relays.BY_NAME[name].tls]
 
 
-def rows(run: Run) -> Iterator[list[str]]:
-    """The table: a heading, a row for each line (its title alone), a row for each of its figures."""
-    names = list(run["relays"])
+def rows(run: Run, tls: TLS) -> Iterator[list[str]]:
+    """A table: a heading, a row for each line (its title alone), a row for each of its figures."""
+    names = taking_part(run, tls)
     yield ["", *(relays.BY_NAME[name].title for name in names), "ours/best peer"]
     for line in LINES:
-        if line.name not in run["lines"]:
+        if line.name not in run["lines"] or line.tls != tls:
             continue
-        yield [f"{title(run, line)} ({line.name})"]
+        yield [f"{line.titled(run['amount']['idle'])} ({line.name})"]
         for figure in line.figures:
             cells = [readable(median(run, line, figure, name)) for name in names]
             best, ours = best_peer(run, line, figure), median(run, line, figure, OURS)
@@ -75,9 +75,11 @@ def rows(run: Run) -> Iterator[list[str]]:
             yield [f"  {figure.title}", *cells, f"{ratio:.2f}" if ratio else ""]
 
 
-def table(run: Run) -> str:
-    """The rows in columns; headings of two words take two lines."""
-    heading, *body = rows(run)
+def table(run: Run, tls: TLS = TLS.NONE) -> str:
+    """The rows in columns; headings of two words take two lines. Empty: there are none."""
+    heading, *body = rows(run, tls)
+    if not body:
+        return ""
     split = [each.split(" ", 1) if " " in each else ["", each] for each in heading]
     grid = [[each[0] for each in split], [each[1] for each in split], *body]
     full = [row for row in grid if len(row) > 1]
@@ -123,7 +125,7 @@ def outcome(run: Run, goal: Goal) -> Outcome:
         name, against = "", 1.0
     sign = "≥" if figure.more_is_better else "≤"
     wanted = f"{sign} {goal.factor:g}" + (f" of {name}" if name else "")
-    what = f"{line.name:10}  {figure.title:14}  {readable(ours):>6}  {wanted:28}"
+    what = f"{line.name:13}  {figure.title:14}  {readable(ours):>6}  {wanted:28}"
     if ours is None or against is None:
         return Outcome(goal, what, None)
     ratio = ours / against
@@ -181,5 +183,10 @@ def heading(run: Run) -> str:
 
 def text(run: Run) -> str:
     """All of it, for the terminal."""
-    parts = [heading(run), table(run), goals(run), "\n".join(dict.fromkeys(failures(run)))]
+    parts = [
+        heading(run),
+        *(table(run, tls) for tls in TLS),
+        goals(run),
+        "\n".join(dict.fromkeys(failures(run))),
+    ]
     return "\n\n".join(part for part in parts if part)

@@ -19,19 +19,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import attrs
 
-from . import cost
-from .lines import Line
+from . import cost, credentials
+from .lines import TLS, Line
 from .relays import Place, Relay
 
 PATIENCE = 15.0
+SETTLING = 6.0
 ENOUGH = 65536
 PLACEMENTS = ("apart", "together", "off")
+SERVERS = {"down": "source-server", "stalled": "source-server", "up": "sink-server"}
+"""Behind the relay, by the client's kind; else one that echoes."""
 PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).resolve().parent.parent
 _libc = ctypes.CDLL(None)
@@ -94,7 +97,7 @@ def idle_sessions(relay: Relay, wanted: int) -> tuple[int, str]:
     """How many idle sessions a relay is to hold, and why not as many as wanted."""
     possible = (descriptors() - 200) // relay.each
     if relay.idle and relay.idle < min(wanted, possible):
-        return relay.idle, f"{relay.idle} sessions, it has a process for each"
+        return relay.idle, f"{relay.idle} sessions, it has a process or a thread for each"
     if possible < wanted:
         return possible, f"{possible} sessions, of {relay.each} descriptors out of {descriptors()}"
     return wanted, ""
@@ -125,7 +128,13 @@ def _scratch(stack: contextlib.ExitStack) -> IO[bytes]:
 class Load:
     """A process of `bench.load`."""
 
-    def __init__(self, stack: contextlib.ExitStack, cores: Cores, *arguments: object) -> None:
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        cores: Cores,
+        environ: Mapping[str, str],
+        *arguments: object,
+    ) -> None:
         self.kind = str(arguments[0])
         self._errors = _scratch(stack)
         self._process = subprocess.Popen(
@@ -137,6 +146,7 @@ class Load:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
+            env={**os.environ, **environ},
             cwd=ROOT,
         )
         stack.enter_context(ended(self._process))
@@ -147,11 +157,19 @@ class Load:
         ready, _, _ = select.select([self._process.stdout], [], [], patience)
         line = self._process.stdout.readline() if ready else b""
         if not line:
-            self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines()
-            raise Failed(said[-1] if said else f"{self.kind} said nothing for {patience:.0f} s")
+            raise Failed(self._wrong() or f"{self.kind} said nothing for {patience:.0f} s")
         found: dict[str, int] = json.loads(line)
         return found
+
+    def check(self) -> None:
+        """Raises when it has ended."""
+        if self._process.poll() is not None:
+            raise Failed(self._wrong() or f"{self.kind} ended with {self._process.returncode}")
+
+    def _wrong(self) -> str:
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        return said[-1] if said else ""
 
 
 class Running:
@@ -161,6 +179,7 @@ class Running:
         self, stack: contextlib.ExitStack, relay: Relay, cores: Cores, place: Place
     ) -> None:
         self._output = _scratch(stack)
+        self._cores = cores
         self.place = place
 
         def before_exec() -> None:
@@ -191,6 +210,12 @@ class Running:
                 raise Failed(f"does not listen: {self.said() or 'and says nothing'}")
             time.sleep(0.02)
 
+    def pin(self) -> None:
+        """Put its processes where they belong: hitch's choose a core for themselves when they start."""
+        for each in cost.tree(self.process.pid) if self._cores.relay else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(each, self._cores.relay)
+
     def said(self) -> str:
         """What it has printed, the last of it."""
         self._output.seek(0)
@@ -209,6 +234,17 @@ def unused_port(host: str) -> int:
     with socket.create_server((host, 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
+
+
+def settled(pid: int) -> int:
+    """A relay's memory in bytes, once it hardly changes any more, or after some seconds."""
+    deadline = time.monotonic() + SETTLING
+    now = cost.memory(pid)
+    while True:
+        time.sleep(0.4)
+        before, now = now, cost.memory(pid)
+        if abs(now - before) <= before / 200 or time.monotonic() > deadline:
+            return now
 
 
 class Sample:
@@ -237,68 +273,106 @@ class Sample:
         first, second = divmod(next(_networks) % (1 << 14), 256)
         self._sources = f"127.{first + 64}.{second}"
         host, to_host = f"127.{first + 128}.{second}.1", f"127.{first + 128}.{second}.2"
-        server = "source-server" if self._line.kind == "bulk" else "echo-server"
         # Entered first and ended last: the load's end is what lets a relay end at once.
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         folder.chmod(0o755)  # a relay may change its user
         relays = self._stack.enter_context(contextlib.ExitStack())
-        backend = Load(self._stack, self._cores, server, f"{to_host}:0")
-        to_port = backend.says(PATIENCE)["port"]
-        place = Place(host, unused_port(host), to_host, to_port, descriptors(), folder)
+        line = self._line
+        self._made = None if line.tls == TLS.NONE else credentials.make(folder, line.key)
+        server = SERVERS.get(line.kind, "echo-server")
+        own: list[object] = []
+        if self._made and line.tls == TLS.ORIGINATED:
+            own = ["--certificate", self._made.certificate, "--key", self._made.key]
+        environ = self._made.environ if self._made else {}
+        self._backend = Load(self._stack, self._cores, environ, server, f"{to_host}:0", *own)
+        place = Place(
+            host,
+            unused_port(host),
+            to_host,
+            self._backend.says(PATIENCE)["port"],
+            descriptors(),
+            folder,
+            terminate=self._made if line.tls == TLS.TERMINATED else None,
+            originate=self._made if line.tls == TLS.ORIGINATED else None,
+        )
         self.running = Running(relays, self._relay, self._cores, place)
 
-    def _load(self, kind: str, *arguments: object) -> Load:
+    def _load(self, stack: contextlib.ExitStack, kind: str, *arguments: object) -> Load:
         place = self.running.place
-        common = ("--sources", self._sources, "--pid", self.running.process.pid)
+        common = ["--sources", self._sources, "--pid", self.running.process.pid]
+        environ: Mapping[str, str] = {}
+        if shown := place.terminate:
+            common += ["--authority", shown.authority, "--name", credentials.NAME]
+            environ = shown.environ
         to = f"{place.host}:{place.port}"
-        return Load(self._stack, self._cores, kind, to, *common, *arguments)
+        self.running.pin()
+        return Load(stack, self._cores, environ, kind, to, *common, *arguments)
 
-    def hold(self) -> int:
+    def hold(self) -> tuple[Load, int]:
         """
-        Open the idle sessions.
+        Open the sessions that are held.
 
-        @return: how many there are.
+        @return: who holds them, and how many there are.
         """
-        count, _ = idle_sessions(self._relay, self._amount.idle)
-        self._load("hold", "--sessions", count).says(PATIENCE + count / 100)
-        return count
+        count, _ = idle_sessions(self._relay, self._line.count(self._amount.idle))
+        kind = self._line.kind if self._line.weighed else "hold"
+        load = self._load(self._stack, kind, "--sessions", count)
+        load.says(PATIENCE + count / 100)
+        return load, count
 
     def take(self) -> dict[str, int]:
         """What was measured. Raises `Failed` where a relay did."""
         try:
-            found = self._memory() if self._line.kind == "hold" else self._under_load()
+            found = self._memory() if self._line.weighed else self._under_load()
         except Failed as failed:
-            self.running.check()  # knows better why
+            self._backend.check()  # these two know better why
+            self.running.check()
             raise failed from None
+        self._backend.check()
         self.running.check()
         return found
 
     def _memory(self) -> dict[str, int]:
         pid = self.running.process.pid
         # What the very first sessions cost is not a session's.
-        warmup = ("--warmup-sessions", 0, "--sessions", 64, "--connections", 8)
-        self._load("setup", *warmup).says(PATIENCE)
-        time.sleep(0.3)
-        before = cost.memory(pid)
-        count = self.hold()
-        time.sleep(0.5)
-        return {"before": before, "after": cost.memory(pid), "sessions": count}
+        with contextlib.ExitStack() as stack:
+            if self._line.kind == "stalled":
+                self._load(stack, "stalled", "--sessions", 2).says(PATIENCE)
+            else:
+                warmup = ("--warmup-sessions", 0, "--sessions", 64, "--connections", 8)
+                self._load(stack, "setup", *warmup).says(PATIENCE)
+        before, open_before = settled(pid), cost.descriptors(pid)
+        load, count = self.hold()
+        # Of a silent client, the kernel need not tell for a while (TCP_DEFER_ACCEPT, which hitch asks for).
+        deadline = time.monotonic() + SETTLING
+        while (grown := cost.descriptors(pid) - open_before) < count:
+            if time.monotonic() > deadline:
+                raise Failed(f"has {grown} more descriptors for {count} sessions")
+            time.sleep(0.1)
+        after = settled(pid)
+        load.check()
+        return {"before": before, "after": after, "sessions": count}
 
     def _under_load(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        if self._line.idle:
-            found["idle"] = self.hold()
-        found.update(self.start_load().says(PATIENCE + self._amount.seconds + 30))
+        patience = PATIENCE + self._amount.seconds + 30
+        if not self._line.idle:
+            return self.start_load().says(patience)
+        beside, count = self.hold()
+        found = {"idle": count, **self.start_load().says(patience)}
+        beside.check()
         return found
 
     def start_load(self) -> Load:
         """The line's client, which says what it measured when it is through."""
-        amount = self._amount
+        amount, line = self._amount, self._line
+        sessions = line.count(amount.sessions)
         return self._load(
-            self._line.kind,
-            *("--connections", self._line.connections),
+            self._stack,
+            line.kind,
+            *("--connections", line.connections),
             *("--seconds", amount.seconds, "--warmup", amount.warmup),
-            *("--sessions", amount.sessions, "--warmup-sessions", max(64, amount.sessions // 10)),
+            *("--sessions", sessions, "--warmup-sessions", max(64, sessions // 10)),
+            *(["--resume"] if line.resumed else []),
         )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import lines, relays, report
+import attrs
+
+from bench import credentials, lines, relays, report, sample
 from bench.__main__ import medians
 from tests.case import SynchronousTestCase
 
@@ -42,21 +47,33 @@ def new_folder(test: SynchronousTestCase) -> Path:
 
 
 class SmallRunTests(SynchronousTestCase):
-    def test_ours_in_every_line(self) -> None:
+    def measured(self, run: dict[str, Any]) -> set[str]:
+        """The lines of a run in which nothing went wrong, and every figure is there."""
+        found = set()
+        for each in run["samples"]:
+            self.assertNotIn("error", each)
+            name, relay = each["line"], each["relay"]
+            for figure in lines.BY_NAME[name].figures:
+                value = run["medians"][name][figure.name][relay]
+                self.assertIsInstance(value, float, f"{name} {figure.name} {relay}")
+            found.add(name)
+        return found
+
+    def test_ours(self) -> None:
+        """In each line without TLS, and in those with it whose loads have most of a life."""
         folder = new_folder(self)
         written, drawn = folder / "bench.json", folder / "bench.png"
-        printed = bench(*TINY, "--only", report.OURS, "--json", str(written), "--plot", str(drawn))
-        run = json.loads(written.read_text())
-        self.assertEqual(
-            [(sample["line"], sample.get("error")) for sample in run["samples"]],
-            [(line.name, None) for line in lines.LINES],
+        wanted = [line.name for line in lines.LINES if line.tls == lines.TLS.NONE]
+        wanted += ["tls-echo", "tls-resumed", "originate-up"]
+        printed = bench(
+            *(*TINY, "--only", report.OURS, "--lines", ",".join(wanted)),
+            *("--json", str(written), "--plot", str(drawn)),
         )
+        run = json.loads(written.read_text())
+        self.assertEqual(self.measured(run), set(wanted))
         self.assertIn("Python", run["relays"][report.OURS]["version"])
-        for line in lines.LINES:
-            self.assertIn(f"({line.name})", printed)
-            for figure in line.figures:
-                value = run["medians"][line.name][figure.name][report.OURS]
-                self.assertIsInstance(value, float, f"{line.name} {figure.name}")
+        for name in wanted:
+            self.assertIn(f"({name})", printed)
         self.assertIn("fwdrelay", printed.split("goals")[0])
         self.assertEqual(drawn.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
         self.assertEqual(bench("--read", str(written)), printed)
@@ -65,15 +82,80 @@ class SmallRunTests(SynchronousTestCase):
         folder = new_folder(self)
         written = folder / "bench.json"
         others = [name for name in relays.BY_NAME if name != report.OURS]
-        bench(*TINY, "--only", ",".join(others), "--lines", "setup", "--json", str(written))
+        wanted = "setup,tls-handshake,originate-setup"
+        bench(*TINY, "--only", ",".join(others), "--lines", wanted, "--json", str(written))
         run = json.loads(written.read_text())
         self.assertEqual({*run["relays"], *run["skipped"]}, set(others))
-        for sample in run["samples"]:
-            self.assertNotIn("error", sample)
-            self.assertGreater(sample["values"]["cpu_ns"], 0, sample)
+        for each in run["samples"]:
+            self.assertNotIn("error", each)
+            self.assertGreater(each["values"]["cpu_ns"], 0, each)
+
+    def test_tls_with_a_quick_starter(self) -> None:
+        """Every load over TLS, with HAProxy, where it is."""
+        folder = new_folder(self)
+        written = folder / "bench.json"
+        bench(*TINY, "--only", "haproxy", "--lines", "tls-*,originate-*", "--json", str(written))
+        run = json.loads(written.read_text())
+        if run["skipped"]:
+            self.skipTest(run["skipped"]["haproxy"])
+        secure = {line.name for line in lines.LINES if line.tls != lines.TLS.NONE}
+        self.assertEqual(self.measured(run), secure)
 
     def test_unknown_names_are_told(self) -> None:
         self.assertIn("no 'echo2' among bulk1", bench("--lines", "echo2", status=2))
+
+
+def wrong(relay: relays.Relay, line: str) -> str | None:
+    """What is wrong with a small sample."""
+    amount = sample.Amount(0.05, 0.0, 40, 20)
+    error = sample.take(relay, lines.BY_NAME[line], amount, sample.Cores()).get("error")
+    return None if error is None else str(error)
+
+
+class InsistenceTests(SynchronousTestCase):
+    """What comparable figures need is insisted on."""
+
+    def test_every_session_is_resumed(self) -> None:
+        stock = relays.BY_NAME["portforward"]
+        self.assertFalse(stock.takes_part(lines.BY_NAME["tls-resumed"]))
+        said = wrong(attrs.evolve(stock, resumes=True), "tls-resumed")
+        self.assertIn("setup: 0 of 106 sessions were resumed", said or "")
+
+    def test_one_cipher_suite(self) -> None:
+        if shutil.which("haproxy") is None:
+            self.skipTest("haproxy is not installed")
+        self.assertIn(
+            "handshake failure", wrong(OtherCipher("haproxy", "HAProxy"), "tls-echo") or ""
+        )
+
+    def test_upstreams_are_verified(self) -> None:
+        """None of the relays that originate TLS takes one that nobody vouches for."""
+        make = credentials.make
+
+        def strange(folder: Path, kind: str) -> credentials.Credentials:
+            found = make(folder, kind)
+            (folder / "other").mkdir()
+            other = make(folder / "other", kind)
+            return attrs.evolve(found, authority=other.authority)
+
+        self.patch(credentials, "make", strange)
+        for relay in relays.RELAYS:
+            if lines.TLS.ORIGINATED not in relay.tls:
+                continue
+            with contextlib.suppress(relays.Missing):
+                relay.prepare(new_folder(self))
+                said = wrong(relay, "originate-setup") or ""
+                self.assertRegex(said, "^setup: .*(ended before its byte|reset)", relay.name)
+
+
+@attrs.frozen
+class OtherCipher(relays.HAProxy):
+    def command(self, place: relays.Place) -> list[str]:
+        command = super().command(place)
+        config = place.folder / "haproxy.cfg"
+        one = " ciphersuites TLS_AES_256_GCM_SHA384"
+        config.write_text(re.sub("^    bind .*", rf"\g<0>{one}", config.read_text(), flags=re.M))
+        return command
 
 
 def made_up(**cpu: float) -> report.Run:
@@ -140,6 +222,21 @@ class ReportTests(SynchronousTestCase):
         self.assertIs(self.goal(run, "setup", "cpu_per_session", "haproxy"), True)
         self.assertIs(self.goal(run, "setup", "cpu_per_session", "go"), None)
         self.assertIs(self.goal(run, "memory", "per_session", ""), None)
+
+    def test_each_kind_of_line_has_its_table(self) -> None:
+        run = made_up(fwdrelay_splice=0.3, haproxy=0.7, go=0.5)
+        self.assertEqual(report.table(run, lines.TLS.TERMINATED), "")
+        run["lines"]["tls-handshake"] = run["lines"]["setup"]
+        run["samples"] += [
+            {**each, "line": "tls-handshake"}
+            for each in run["samples"]
+            if each["line"] == "setup" and each["relay"] != "go"
+        ]
+        table = report.table(run, lines.TLS.TERMINATED)
+        self.assertIn("(tls-handshake)", table)
+        self.assertNotIn("(setup)", table)
+        self.assertNotIn("Go", table)  # it has no TLS
+        self.assertIs(self.goal(run, "tls-handshake", "cpu_per_session", "best"), True)
 
     def test_nothing_is_left_out_silently(self) -> None:
         run = made_up(fwdrelay_splice=0.3, haproxy=0.7)
