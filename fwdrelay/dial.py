@@ -36,6 +36,8 @@ ATTEMPT_DELAY = 0.25
 QUEUE_FULL_DELAY = 0.02
 # Of an attempt that the system alone may end, which it does sooner.
 _NO_LIMIT = 3600.0
+# Of a handshake where the connect time-out is off: nothing else would end it.
+_PATIENCE = 60.0
 # Of an attempt for which no time is left: a machine may stand still for longer than a time-out.
 _SHORTEST = 0.001
 CAUSES = (
@@ -245,15 +247,18 @@ class Dialer:
         """
         Shake hands with `target`, and look whether it is who it should be.
 
-        @param until: when its time is up.
+        @param until: when its time is up; None: the connect time-out sets none.
         @return: fails with `DialFailed`: there is no connection any more.
         """
         stream: Any = protocol.transport
-        connection = tls.connect(stream.getHandle(), target)
-        handshake = shake_hands(self._pump, protocol, connection)
-        if until is not None:
-            left = max(until - self._reactor.seconds(), _SHORTEST)
-            handshake.addTimeout(left, self._reactor)
+        connection = None
+        try:
+            connection = tls.connect(stream.getHandle(), target)
+            handshake = shake_hands(self._pump, protocol, connection)
+        except Exception:
+            return fail(_not_secured(Failure(), protocol, connection))
+        left = _PATIENCE if until is None else max(until - self._reactor.seconds(), _SHORTEST)
+        handshake.addTimeout(left, self._reactor)
         judged = handshake.addCallback(lambda _: tls.judge(connection, target))
         return judged.addCallbacks(
             lambda _: protocol, _not_secured, errbackArgs=(protocol, connection)

@@ -44,6 +44,10 @@ class IStream(ITCPTransport, IPushProducer, IConsumer):
     """
 
     secured = Attribute("The `OpenSSL.SSL.Connection` that its bytes go through; None: they don't.")
+    lenient = Attribute(
+        "Whether the peer may end without a close_notify once it was told of our end, if it says nothing"
+        " after that. False, unless set; of no account without TLS."
+    )
     received = Attribute(
         "How many bytes were read from the peer: those that TLS protects, where it does."
     )
@@ -70,6 +74,9 @@ class IStream(ITCPTransport, IPushProducer, IConsumer):
         Close, in a way that lets the peer read what it was sent last though it still sends: FIN, then for a
         moment what comes is dropped.
         """
+
+    def unread_here() -> int:
+        """How many bytes the peer has sent that nobody has read yet; with TLS, as they came."""
 
     def unsent_here() -> int:
         """How many bytes written to this transport wait in this process."""

@@ -282,7 +282,8 @@ class Listener(ServerFactory):
         assert isinstance(client, ClientProtocol)
         assert reason is not None
         # Who was refused at once was counted before.
-        named = not client.admitted or reason not in REFUSALS or self.refusals.add(reason)
+        summed = reason in REFUSALS or (reason is Reason.CLIENT_LEFT and session.pool is None)
+        named = not client.admitted or not summed or self.refusals.add(reason)
         try:
             if named and self.tell is not None:
                 self.tell(self._event(session))

@@ -29,6 +29,7 @@ _WITH_DETAILS = (
     Reason.TLS_FAILED,
     Reason.TLS_TIMEOUT,
     Reason.IDENTITY,
+    Reason.CLIENT_LEFT,
 )
 _TO_NAME = dict.fromkeys(Reason, NAMED) | dict.fromkeys(_WITH_DETAILS, NAMED_WITH_DETAILS)
 

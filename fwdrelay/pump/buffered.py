@@ -40,7 +40,7 @@ from .death_watch import DeathWatch, NoDeathWatch
 from .linger import linger
 from .options import leave_port_open, set_options
 from .port import ListeningPump, TCPPort, UNIXPort
-from .secure import make_secure
+from .secure import make_secure, refuse_tls
 
 _INT = struct.Struct("i")
 # Where no epoll tells that there is more to peek at.
@@ -65,6 +65,7 @@ class _Stream(tcp.Connection):
     received = 0
     heard = 0.0
     _shaking_hands = False
+    _refused = False
     _soon: IDelayedCall | None = None
     _peeking: tuple[int, Callable[[bytes, bool], object]] | None = None
     _polling: IDelayedCall | None = None
@@ -86,6 +87,9 @@ class _Stream(tcp.Connection):
 
     def stopProducing(self) -> None:
         """The consumer is gone. What becomes of this side is the session's to decide."""
+
+    def unread_here(self) -> int:
+        return _ask(self.socket, termios.FIONREAD) if self.connected else 0
 
     def unsent_here(self) -> int:
         return len(self.dataBuffer) - self.offset + self._tempDataLen
@@ -150,6 +154,9 @@ class _Stream(tcp.Connection):
         self._stop_watching()
         self.stopReading()
         self.stopWriting()
+        if self.secured is not None and not self._refused:
+            with contextlib.suppress(OSError):
+                self.socket.notify()
         raw = self.socket if self.secured is None else self.socket.release()
         linger(self.reactor, raw)
         self._closeSocket = _leave_open  # type: ignore[method-assign]
@@ -157,10 +164,21 @@ class _Stream(tcp.Connection):
         super().connectionLost(Failure(main.CONNECTION_DONE))
         self.secured = None
 
+    @property
+    def lenient(self) -> bool:
+        """See `IStream`."""
+        return self.secured is not None and bool(self.socket.lenient)
+
+    @lenient.setter
+    def lenient(self, lenient: bool) -> None:
+        if self.secured is not None:
+            self.socket.lenient = lenient
+
     def start_tls(self, connection: Any) -> None:
         """See `IPump`."""
-        if self.unsent_here():  # what Twisted would write in a moment goes before TLS
+        if self.connected and self.unsent_here():  # what Twisted would write in a moment
             self.doWrite()
+        refuse_tls(self, bool(self.connected) and not self._aborting)
         self.socket = make_secure(self.socket, connection)
         self.secured = connection
         self._shaking_hands = True
@@ -172,12 +190,13 @@ class _Stream(tcp.Connection):
 
     def _step(self) -> None:
         """One step of the handshake; what OpenSSL waits for is not told, so either wakes it."""
-        if not self._shaking_hands or not self.connected:
+        if not self._shaking_hands or not self.connected or self._aborting:
             return
         try:
             complete = self.socket.handshake()
         except SSL.Error as failed:
             self._stop_shaking_hands()
+            self._refused = True
             self.protocol.handshakeFailed(failed)
             return
         if complete:
@@ -255,6 +274,12 @@ class _Stream(tcp.Connection):
                 self._read_end_later()
             return None
         self._at_end = True
+        if self.secured is not None and self._reset is not None:
+            # The peer has said so itself: that stands, whatever broke the connection afterwards.
+            self._read_ended = True
+            self.protocol.readConnectionLost()
+            if self._was_aborted():
+                return None
         return self._reset or main.CONNECTION_DONE
 
     def writeSomeData(self, data: bytes) -> Any:
@@ -281,6 +306,7 @@ class _Stream(tcp.Connection):
         """The death watch has news; see `connectionLost`."""
         if self.secured is not None and not self._shaking_hands:
             # Whoever closes after its close_notify resets for ours: its end came first all the same.
+            self.socket.reset = error
             self._read_end()
         if self.connected:
             self.connectionLost(Failure(error))
@@ -297,8 +323,12 @@ class _Stream(tcp.Connection):
             self._shaking_hands = False
             if self._reset is None:
                 self._reset = reason.value
+                if self.secured is not None:
+                    # What reading came to before is the cause, not what a write came to after it.
+                    self._reset = self.socket.failed or reason.value
+                    self.socket.reset = self._reset
                 self._drop_unwritten()
-                self.protocol.connectionReset(reason.value)
+                self.protocol.connectionReset(self._reset)
                 if self._was_aborted():
                     return
             if not self._read_ended:
@@ -307,7 +337,7 @@ class _Stream(tcp.Connection):
                     if not self._paused:
                         self.startReading()
                     return
-                if getattr(self._reset, "errno", None) == errno.EPIPE:
+                if self.secured is None and getattr(self._reset, "errno", None) == errno.EPIPE:
                     # Linux's word for a reset that came after the peer's end (tcp_reset()).
                     self._read_ended = True
                     self.protocol.readConnectionLost()

@@ -13,6 +13,7 @@ more and take twice as long. Where its bindings are not as expected, its methods
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -35,6 +36,7 @@ VIEW = memoryview(BUFFER)
 _POINTER: Any = ffi.from_buffer(BUFFER) if ffi else None
 _WAITS = (2, 3)
 """SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE."""
+_RESETS = (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT)
 _ENDED = 6
 """SSL_ERROR_ZERO_RETURN."""
 BLOCKED = -1
@@ -61,18 +63,32 @@ class SecureSocket:
     @param connection: made for that socket; it has not shaken hands yet.
     @ivar family: of the socket.
     @ivar failed: why nothing can be read any more, if that is so.
+    @ivar lenient: see `IStream`.
+    @ivar reset: what broke the connection, where that was learnt otherwise than by reading.
     @ivar at_end: `recv` has come to the end, or to where the connection broke.
     """
 
-    __slots__ = ("_notified", "_raw", "_ssl", "at_end", "connection", "failed", "family")
+    __slots__ = (
+        "_answers",
+        "_notified",
+        "_raw",
+        "_ssl",
+        "at_end",
+        "connection",
+        "failed",
+        "family",
+        "lenient",
+        "reset",
+    )
 
     def __init__(self, raw: Any, connection: SSL.Connection) -> None:
         self._raw = raw
         self.connection: Any = connection
         self.family = raw.family
         self.failed: OSError | None = None
-        self.at_end = False
-        self._notified = False
+        self.reset: OSError | None = None
+        self.at_end = self.lenient = False
+        self._notified = self._answers = False
         self._ssl: Any = getattr(connection, "_ssl", None)
 
     # The handshake.
@@ -105,6 +121,8 @@ class SecureSocket:
             raise self.failed.with_traceback(None)
         count: int = lib.SSL_read(self._ssl, _POINTER + start, most)
         if count > 0:
+            if self._notified:
+                self._answers = False
             return count
         return self._nothing_read(count)
 
@@ -117,10 +135,15 @@ class SecureSocket:
         return self._broken(self._why(count))
 
     def _broken(self, failed: OSError) -> int:
-        if self._notified and isinstance(failed, Truncated):
-            # It was told of our end, and has closed: that is how many answer a close_notify, instead
-            # of sending theirs, and it may (RFC 5246, section 7.2.1, lets it discard what it had to say).
-            return 0
+        if isinstance(failed, Truncated):
+            if (
+                self.reset is not None
+            ):  # which has used up the socket's error, so reading tells an end
+                failed = self.reset
+            elif self.lenient and self._answers:
+                # It was told of our end, and has closed without another word: that is how many answer a
+                # close_notify instead of sending theirs.
+                return 0
         self.failed = failed
         raise failed
 
@@ -162,7 +185,8 @@ class SecureSocket:
                 count = lib.SSL_write(self._ssl, start + sent, size - sent)
                 if count <= 0:
                     if lib.SSL_get_error(self._ssl, count) not in _WAITS:
-                        raise self._why(count)
+                        why = self._why(count)
+                        raise self.failed or why
                     if not sent:
                         raise BlockingIOError
                     break
@@ -170,9 +194,14 @@ class SecureSocket:
         return sent
 
     def _why(self, count: int) -> OSError:
+        number = ffi.errno
         try:
             self.connection._raise_ssl_error(self._ssl, count)
         except SSL.Error as failed:
+            if (
+                failed.args in ((), ([],)) and number in _RESETS
+            ):  # of a write, OpenSSL may not say why
+                return OSError(number, os.strerror(number))
             return _as_os_error(failed)
         finally:
             lib.ERR_clear_error()  # or the next connection's error would be taken for this one's
@@ -196,6 +225,7 @@ class SecureSocket:
         except SSL.Error:
             raise OSError("no close_notify can be sent any more") from None
         self._notified = True
+        self._answers = True
 
     def shutdown(self, how: int) -> None:
         """As of a socket; without close_notify."""
@@ -254,6 +284,7 @@ class PublicSecureSocket(SecureSocket):
             raise self.failed.with_traceback(None)
         try:
             count: int = self.connection.recv_into(VIEW[start : start + most])
+            self._answers = False
             return count
         except (SSL.WantReadError, SSL.WantWriteError):
             return BLOCKED
@@ -277,6 +308,14 @@ class PublicSecureSocket(SecureSocket):
         finally:
             view.release()
         return sent
+
+
+def refuse_tls(stream: Any, is_open: bool) -> None:
+    """@raise ConnectionError: no TLS can be begun on that transport any more, or not yet."""
+    if not is_open:
+        raise ConnectionError("the connection is lost")
+    if stream.unsent_here():
+        raise ConnectionError("what goes before TLS was not taken at once")
 
 
 def _as_os_error(failed: SSL.Error) -> OSError:

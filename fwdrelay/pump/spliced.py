@@ -31,6 +31,7 @@ from .loop import EDGE, READ, Later, Loop
 from .options import leave_port_open, set_options
 from .pipes import Pipes
 from .port import ListeningPump, TCPPort, UNIXPort, _PatientPort
+from .secure import refuse_tls
 from .stream import Stream
 from .tls_stream import Handshakes, TLSStream
 
@@ -273,6 +274,7 @@ class SplicedPump(ListeningPump):
         return Connecting(self, factory, address, None, timeout)
 
     def start_tls(self, stream: Any, connection: Any) -> TLSStream:
+        refuse_tls(stream, stream.fd >= 0)
         return TLSStream(self.loop, self.pipes, self._handshakes, stream, connection)
 
     def stop(self) -> None:

@@ -77,6 +77,7 @@ class Stream:
     """
 
     takes_splices: ClassVar[bool] = True
+    lenient = False
 
     __slots__ = (
         "__weakref__",
@@ -551,6 +552,13 @@ class Stream:
                 count -= len(self.socket.recv(count)) or count
         except OSError as error:
             self._loop.call_later(self._broken_later, (error,))
+
+    def unread_here(self) -> int:
+        """See `IStream`."""
+        if self.fd < 0:
+            return 0
+        answer: int = _INT.unpack(fcntl.ioctl(self.fd, termios.FIONREAD, b"\0\0\0\0"))[0]
+        return answer
 
     def unsent_here(self) -> int:
         return len(self.pending or b"") + (self.pipe.held if self.pipe is not None else 0)

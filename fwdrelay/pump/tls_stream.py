@@ -96,6 +96,14 @@ class TLSStream(Stream):
     def secured(self) -> Any:
         return self.socket.connection
 
+    @property
+    def lenient(self) -> bool:
+        return self.socket.lenient
+
+    @lenient.setter
+    def lenient(self, lenient: bool) -> None:
+        self.socket.lenient = lenient
+
     # The handshake.
 
     def _ask(self) -> None:
@@ -227,6 +235,19 @@ class TLSStream(Stream):
 
     # The end.
 
+    def _end(self) -> None:
+        """The peer has said so itself: that stands, whatever broke the connection afterwards."""
+        self.unread = False
+        self.ended = True
+        self.protocol.readConnectionLost()
+        if self.reset is not None and self.fd >= 0:
+            self._lost(self.reset)
+
+    def _break(self, error: BaseException) -> None:
+        if self.socket.reset is None and isinstance(error, OSError):
+            self.socket.reset = error
+        super()._break(error)
+
     def _finish(self) -> None:
         """close_notify, then FIN: a peer that looks for only one of them understands, too."""
         try:
@@ -256,4 +277,7 @@ class TLSStream(Stream):
         super()._closed(reason)
 
     def _raw_socket(self) -> Any:
+        if not (self.shaking_hands or self._refused):
+            with contextlib.suppress(OSError):
+                self.socket.notify()
         return self.socket.release()

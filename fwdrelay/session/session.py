@@ -252,6 +252,8 @@ class Session:
         client.transport.resumeProducing()
         upstream.transport.resumeProducing()
         self._wait()
+        if client.reset is not None:  # see _has_more_to_say
+            self.side_reset(client)
         if upstream.reset is not None:  # before this session could be told of it
             self.side_reset(upstream)
         if upstream.gone:
@@ -285,6 +287,9 @@ class Session:
             # A producer that stays registered while it is paused holds the end back for ever.
             other.transport.unregisterProducer()
             to = other.transport
+            if to.secured is not None:
+                # Many answer a close_notify by closing. Who was to answer something else has to say its end.
+                to.lenient = other is self.client or other.received > 0
             if other.ended and side.delivered and not to.unsent_here() and to.secured is None:
                 # Both have ended and nothing waits: closing says the rest.
                 other.delivered = True
@@ -316,7 +321,8 @@ class Session:
         if self.error is None:
             self.error = getattr(side.reset, "strerror", None) or str(side.reset)
         if self.state in _BEFORE_RELAYING:
-            self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
+            if not self._has_more_to_say(side):
+                self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
             return
         self.state = after(self.state, Input.SIDE_RESET)
         if self.reason is None:
@@ -334,12 +340,27 @@ class Session:
         other.discard_bytes()
         self._wait()
 
+    def _has_more_to_say(self, client: Side) -> bool:
+        """
+        Whether a client that was reset may have said all before, and its end. With TLS it may: whoever closes
+        without having read what TLS says after the handshake (tickets) resets by that. What it sent waits to
+        be read, and tells.
+        """
+        return (
+            self.state is not State.OPENING
+            and client.transport.secured is not None
+            and client.transport.unread_here() > 0
+        )
+
     def side_gone(self, side: Side) -> None:
         """`side`'s transport is closed, and not by this session; all that it sent was read."""
         if side.reset is None:
             side.reset = ConnectionError("closed unexpectedly")
             self.side_reset(side)
         if self.state is State.CLOSED:
+            return
+        if self.state in _BEFORE_RELAYING:
+            self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
             return
         other = self._other(side)
         if side.ended and other is self.client:

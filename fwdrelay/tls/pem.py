@@ -264,7 +264,7 @@ class Loading:
         if _CERTIFICATE.search(data):
             self.wrong(
                 where,
-                f"{path!r} has no private key: write the key's file in `key`, or both into one file",
+                f"{path!r} has no private key: name the key's file, too, or write both into one file",
             )
         return None  # else it was told already that there is no certificate
 

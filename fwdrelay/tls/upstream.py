@@ -151,6 +151,8 @@ class UpstreamTLS:
         handshake = connection.get_app_data()
         if not isinstance(handshake, Handshake) or not handshake.judged:
             return
+        if connection.get_context() is not self._context:
+            return  # of one before this, which may have trusted others
         # OpenSSL takes a session for broken, else, when the connection is freed.
         connection.set_shutdown(connection.get_shutdown() | SSL.SENT_SHUTDOWN)
         session = connection.get_session()

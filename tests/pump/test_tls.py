@@ -252,14 +252,72 @@ class TransportTests(TLSCase):
             self.assertEqual(ours.told, ["shaken", "reset", "lost"])
             self.assertIsInstance(ours.reset, Truncated)
 
-    def test_an_end_without_close_notify_answers_ours(self) -> None:
-        peer, ours = self.secure()
-        ours.transport.resumeProducing()
-        ours.transport.loseWriteConnection()
-        self.turn(lambda: peer.hear() or peer.ended)
-        peer.fin()
-        self.turn(lambda: "end" in ours.told)
-        self.assertNotIn("reset", ours.told)
+    def test_an_end_without_close_notify_may_answer_ours(self) -> None:
+        for lenient, says, told in (
+            (True, b"", "end"),
+            (True, b"more", "reset"),
+            (False, b"", "reset"),
+        ):
+            peer, ours = self.secure()
+            self.assertFalse(ours.transport.lenient)
+            ours.transport.lenient = lenient
+            ours.transport.resumeProducing()
+            ours.transport.loseWriteConnection()
+            self.hears_the_end(peer)
+            if says:
+                peer.say(says)
+            peer.fin()
+            self.turn(lambda: {"end", "reset"} & {*ours.told})  # noqa: B023
+            self.assertIn(told, ours.told)
+            self.assertEqual(bytes(ours.data), says)
+
+    def test_a_reset_never_answers_our_end(self) -> None:
+        for paused in (False, True):
+            peer, ours = self.secure()
+            ours.transport.lenient = True
+            if not paused:
+                ours.transport.resumeProducing()
+            ours.transport.loseWriteConnection()
+            self.hears_the_end(peer)
+            peer.reset()
+            self.turn(lambda: "reset" in ours.told)  # noqa: B023
+            ours.transport.resumeProducing()
+            self.turn(lambda: "lost" in ours.told)  # noqa: B023
+            self.assertNotIn("end", ours.told)
+
+    def test_an_end_that_was_said_stands_whatever_comes_after_it(self) -> None:
+        """A client that says all and closes, and does not read what TLS says: its kernel resets."""
+        for paused in (False, True):
+            peer, ours = self.secure()
+            if not paused:
+                ours.transport.resumeProducing()
+            peer.say(b"all")
+            peer.end()
+            peer.sock.close()
+            if paused:
+                self.turn(lambda: "reset" in ours.told)  # noqa: B023
+                self.assertGreater(ours.transport.unread_here(), 0)
+                ours.transport.resumeProducing()
+            self.turn(lambda: "end" in ours.told)  # noqa: B023
+            self.assertEqual(bytes(ours.data), b"all")
+
+    def test_given_up_before_its_first_step(self) -> None:
+        _, ours = self.connect()
+        self.start(ours)
+        ours.transport.abortConnection()
+        ours.transport.protocol = Recorder()  # who hears of no handshakes
+        self.turn_while_busy()
+        ours.told.append("lost")
+
+    def test_tls_is_not_begun_where_it_can_not_be(self) -> None:
+        _, ours = self.connect()
+        ours.transport.write(bytes(16 * MB))
+        with self.assertRaises(ConnectionError):
+            self.pump.start_tls(ours.transport, None)
+        ours.transport.abortConnection()
+        self.turn(lambda: "lost" in ours.told)
+        with self.assertRaises(ConnectionError):
+            self.pump.start_tls(ours.transport, None)
 
     def test_our_end_is_close_notify_and_fin(self) -> None:
         peer, ours = self.secure()

@@ -57,6 +57,8 @@ class TLSPeer:
     def __init__(self, sock: socket.socket, version: str = "TLSv1.3") -> None:
         self.sock = sock
         sock.setblocking(False)
+        # Or the last word might still wait for an acknowledgement when a reset drops it.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

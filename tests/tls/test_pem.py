@@ -194,7 +194,7 @@ class KeyFileTests(FileCase):
         where, told = self.told(key=())
         self.assertEqual(where, "certificate")
         self.assertEqual(
-            told, "FILE has no private key: write the key's file in `key`, or both into one file"
+            told, "FILE has no private key: name the key's file, too, or write both into one file"
         )
 
     def test_keys_of_all_forms_are_taken(self) -> None:
