@@ -292,6 +292,13 @@ class HeaderTests(OpeningTestCase):
         self.assertIsNone(self.told)
         self.assert_at_rest()
 
+    def test_one_that_ends_after_a_header_was_waited_for_in_vain_leaves_nothing(self) -> None:
+        self.open("optional", routed=True, peek=5)
+        self.advance(6)
+        self.cancel()
+        self.transport.sends(HELLO)
+        self.assertIsNone(self.told)
+
     def test_a_defect_of_ours_ends_the_session(self) -> None:
         with mock.patch.object(proxyprotocol, "read", side_effect=ZeroDivisionError("a defect")):
             self.open("required", first=V1)

@@ -374,6 +374,35 @@ class RenewedTargets(Scenario, every_pump=False):
                     client.sendall(b"hello")
                     self.assertEqual(read_exactly(server, 5), b"hello")
 
+    def test_a_session_of_before_a_renewal_harms_none_after_it(self) -> None:
+        """What it leaves behind to be resumed was agreed on with those who were trusted then."""
+        place = Path(self.folder())
+        authority().write(place)
+        with Upstream() as upstream:
+            text = listener("in", "up") + (
+                f'[pool.up]\ntargets = ["{upstream.target}"]\ntls = {{ ca = "ca.pem" }}\n'
+            )
+            with ConfiguredRelay(place / "relay.toml", text) as relay:
+                with (
+                    relay.connect_to("in") as client,
+                    serve(upstream, server_context(targets_own())) as server,
+                ):
+                    client.sendall(b"old")
+                    self.assertEqual(read_exactly(server, 3), b"old")
+                    server.sendall(b"answer")
+                    self.assertEqual(read_exactly(client, 6), b"answer")
+                    with (place / "ca.pem").open("ab") as ca:
+                        ca.write(authority("another root").pem)
+                    relay.reload()
+                relay.ended(1)
+                for _ in range(3):
+                    with (
+                        relay.connect_to("in") as client,
+                        serve(upstream, server_context(targets_own())) as server,
+                    ):
+                        client.sendall(b"new")
+                        self.assertEqual(read_exactly(server, 3), b"new")
+
 
 class StartUp(Scenario, every_pump=False):
     def setUp(self) -> None:

@@ -44,7 +44,7 @@ class Transport:
         self.waiting = 0
         self.blocked = False
         self.producer: Any = None
-        self.secured = None
+        self.secured: Any = None
         protocol.makeConnection(cast("Any", self))
 
     def write(self, data: bytes) -> None:
@@ -491,6 +491,20 @@ class BeginningTests(SessionTestCase):
         self.assertIsNone(self.session.target)
         self.pool.release(elected)
         self.assert_ended(Reason.NO_TARGET, "SC")
+
+    def test_a_client_that_was_reset_with_tls_may_have_said_all_before(self) -> None:
+        """What waits to be read is still relayed; without any, the client has left."""
+        for unread, left in ((0, True), (7, False)):
+            self.make()
+            self.session.begin()
+            self.client.secured = mock.Mock()
+            self.client.unread_here = lambda unread=unread: unread  # type: ignore[attr-defined]
+            self.client.resets()
+            self.assertEqual(self.session.state is State.CLOSED, left)
+            if left:
+                self.assert_ended(Reason.CLIENT_LEFT, "CC")
+        self.session.cut(Reason.STOPPED)
+        self.assert_ended(Reason.STOPPED, "KC")
 
     def test_a_dial_that_fails_as_it_never_should_ends_it_too(self) -> None:
         self.session.begin()
