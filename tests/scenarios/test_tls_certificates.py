@@ -394,7 +394,12 @@ class RenewedTargets(Scenario, every_pump=False):
                     with (place / "ca.pem").open("ab") as ca:
                         ca.write(authority("another root").pem)
                     relay.reload()
-                relay.ended(1)
+                    client.shutdown(socket.SHUT_WR)
+                    self.assertEqual(read_all(server), b"")
+                    server.shutdown()
+                    self.assertEqual(read_all(client), b"")
+                    (entry,) = relay.ended(1)
+                    self.assertEqual(entry["reason"], "done")
                 for _ in range(3):
                     with (
                         relay.connect_to("in") as client,
