@@ -231,9 +231,14 @@ class Listener(ServerFactory):
         return session
 
     def _let_in(self, client: ClientProtocol) -> Refused | None:
+        return self._decide(client, self._admission.enter)
+
+    def _decide(
+        self, client: ClientProtocol, decide: Callable[[str | None], Refused | None]
+    ) -> Refused | None:
         admission = self._admission
         host = client.host if admission.by_client else None
-        refused = admission.enter(host)
+        refused = decide(host)
         if refused is None and admission.counts_clients:
             client.counted = host
         return refused
@@ -260,12 +265,7 @@ class Listener(ServerFactory):
 
     def identify(self, client: ClientProtocol) -> Refused | None:
         """Its header has told who it is: may it enter?"""
-        admission = self._admission
-        host = client.host if admission.by_client else None
-        refused = admission.identify(host)
-        if refused is None and admission.counts_clients:
-            client.counted = host
-        return refused
+        return self._decide(client, self._admission.identify)
 
     def route(self, client: ClientProtocol) -> Pool | None:
         """
