@@ -158,11 +158,12 @@ class _Stream(tcp.Connection):
             with contextlib.suppress(OSError):
                 self.socket.notify()
         raw = self.socket if self.secured is None else self.socket.release()
-        linger(self.reactor, raw)
         self._closeSocket = _leave_open  # type: ignore[method-assign]
         self._aborting = True
         super().connectionLost(Failure(main.CONNECTION_DONE))
         self.secured = None
+        # Not before: the reactor knows readers by their descriptors, and this one's was just taken out.
+        linger(self.reactor, raw)
 
     @property
     def lenient(self) -> bool:

@@ -33,8 +33,8 @@ class Lingering:
         self._reactor = reactor
         self._socket = sock
         self._left = MOST_BYTES
-        _lingering.add(self)
         reactor.addReader(self)
+        _lingering.add(self)
         self._timer = reactor.callLater(PATIENCE, self._close)
 
     def fileno(self) -> int:

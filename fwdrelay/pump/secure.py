@@ -136,9 +136,8 @@ class SecureSocket:
 
     def _broken(self, failed: OSError) -> int:
         if isinstance(failed, Truncated):
-            if (
-                self.reset is not None
-            ):  # which has used up the socket's error, so reading tells an end
+            # Learning of a reset has used up the socket's error, so that reading tells an end.
+            if self.reset is not None:
                 failed = self.reset
             elif self.lenient and self._answers:
                 # It was told of our end, and has closed without another word: that is how many answer a
@@ -198,9 +197,8 @@ class SecureSocket:
         try:
             self.connection._raise_ssl_error(self._ssl, count)
         except SSL.Error as failed:
-            if (
-                failed.args in ((), ([],)) and number in _RESETS
-            ):  # of a write, OpenSSL may not say why
+            # Of a write, OpenSSL may not say why.
+            if failed.args in ((), ([],)) and number in _RESETS:
                 return OSError(number, os.strerror(number))
             return _as_os_error(failed)
         finally:
@@ -304,7 +302,7 @@ class PublicSecureSocket(SecureSocket):
             if not sent:
                 raise BlockingIOError from None
         except SSL.Error as failed:
-            raise _as_os_error(failed) from None
+            raise (self.failed or _as_os_error(failed)) from None
         finally:
             view.release()
         return sent

@@ -266,7 +266,8 @@ class TLSStream(Stream):
         super()._emptied()
 
     def loseConnection(self) -> None:
-        if not (self._finished or self.blocked or self.shaking_hands or self._pulls()):
+        said = self._finished or self.shaking_hands or self._refused
+        if self.fd >= 0 and not (said or self.blocked or self._pulls()):
             with contextlib.suppress(OSError):
                 self.socket.notify()
         super().loseConnection()

@@ -254,7 +254,8 @@ class Session:
         self._wait()
         if client.reset is not None:  # see _has_more_to_say
             self.side_reset(client)
-        if upstream.reset is not None:  # before this session could be told of it
+        # Before this session could be told of it; and the client's reset may have ended it.
+        if upstream.reset is not None and self.state is not State.CLOSED:
             self.side_reset(upstream)
         if upstream.gone:
             self.side_gone(upstream)

@@ -335,6 +335,14 @@ class TransportTests(TLSCase):
         self.assertEqual(peer.heard, b"bye")
         self.turn(lambda: "lost" in ours.told)
 
+    def test_what_is_closed_can_be_closed_again(self) -> None:
+        _, ours = self.secure()
+        ours.transport.abortConnection()
+        self.turn(lambda: "lost" in ours.told)
+        ours.transport.loseConnection()
+        ours.transport.linger()
+        self.turn_while_busy()
+
     def test_a_reset(self) -> None:
         peer, ours = self.secure()
         ours.transport.resumeProducing()
@@ -393,7 +401,10 @@ class HandshakeTests(TLSCase):
         sock.send(b"\x16\x03\x01\x00\x05hello" + bytes(70_000))
         self.turn(lambda: "failed" in ours.told)
         self.assertIsInstance(ours.failed, SSL.Error)
-        ours.transport.linger()
+        with mock.patch.object(
+            lingering, "PATIENCE", 600
+        ):  # it is the peer's end that is to end it
+            ours.transport.linger()
         self.assertIn("lost", ours.told)
         got = [b""]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -523,6 +524,18 @@ class BeginningTests(SessionTestCase):
         self.client.goes()
         self.assertEqual(self.dialer.cancelled, 1)
         self.assert_ended(Reason.CLIENT_LEFT, "CC")
+
+    def test_a_client_and_an_upstream_that_both_reset_before_they_met(self) -> None:
+        self.session.begin()
+        self.client.secured = mock.Mock()
+        self.client.unread_here = lambda: 7  # type: ignore[attr-defined]
+        self.client.resets()
+        self.upstream = Transport(self.clock, UpstreamSide())
+        self.upstream.resets()
+        self.dialer.answer.callback(cast("UpstreamSide", self.upstream.protocol))
+        self.assert_ended(Reason.CLIENT_RESET, "CD")
+        gc.collect()  # a Deferred tells of what nobody took care of when it is gone
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_an_upstream_that_reset_before_it_was_taken(self) -> None:
         self.session.begin()
