@@ -44,6 +44,7 @@ _LENGTHS |= {kind + 1: length for kind, length in _LENGTHS.items()}  # datagrams
 _UNSPECIFIED = frozenset({0x00, 0x01, 0x02, 0x10, 0x20, 0x30})
 """Where one of the two is unspecified, nobody knows."""
 
+_ZEROS = TLV(0, b"")
 _head = Struct("!BBH").unpack_from
 _two_ports = Struct("!HH").unpack_from
 
@@ -165,7 +166,8 @@ def _read_proxied(data: bytes, kind: int) -> ProxyHeader:
             tlvs = split(data, at)
     if tlvs:
         check(tlvs, data, at)
-        tlvs = tuple(each for each in tlvs if each.kind != Kind.NOOP)
+        # Zeros are padding, too, whoever writes them: no kind is 0.
+        tlvs = tuple(each for each in tlvs if each.kind != Kind.NOOP and each != _ZEROS)
     at = HEAD_LENGTH
     if kind == TCP4:
         source, destination = data[at : at + 4], data[at + 4 : at + 8]

@@ -430,3 +430,18 @@ class AnyBytesTests(SynchronousTestCase):
         if line == b"PROXY UNKNOWN\r\n":
             expected = ProxyHeader()
         self.assertEqual(read(line + b"data"), (expected, len(line)))
+
+
+class PaddingTests(SynchronousTestCase):
+    def test_zeros_behind_the_addresses_are_none_of_what_is_told(self) -> None:
+        """Or a header would not be the same once it was sent on: of UDP no addresses are."""
+        for kind, addresses in ((0x11, 12), (0x12, 12), (0x21, 36)):
+            block = bytes(addresses + 36)
+            data = SIGNATURE + bytes([0x21, kind]) + len(block).to_bytes(2, "big") + block
+            answer = read(data)
+            assert answer is not None
+            self.assertEqual((answer[0].tlvs, answer[1]), ((), len(data)))
+            sent = answer[0].encode("v2")
+            again = read(sent)
+            assert again is not None
+            self.assertEqual(again[0].encode("v2"), sent)
