@@ -28,9 +28,11 @@ TEST = [
     "coverage>=7.10",  # the first whose `patch = ["subprocess"]` measures relays that tests start
     "crc32c",  # with it, proxy-protocol checks checksums
     "hypothesis",
+    "playwright",  # drives the system's Chromium through the dashboard
     "proxy-protocol",  # somebody else's reading and writing of PROXY headers
     "pytest>=8.4",
     "pytest-randomly",  # any order, under a seed that is printed
+    "schemathesis>=4",  # asks the API all that its description allows, and more
     "setuptools>=77",
     "websockets>=14",  # real WebSockets through the relay
     "wheel",
@@ -59,9 +61,12 @@ setup(
     install_requires=[
         "attrs",
         "cattrs>=24.1",
+        "click>=8.2",
         "cryptography>=42",
         "idna",
+        "prometheus-client>=0.22",
         "pyopenssl>=25.2",
+        "rich>=14",
         "service-identity",
         "twisted>=26.4",
     ],
@@ -73,11 +78,12 @@ setup(
     },
     # The plugin file is installed beside Twisted's own plugins. No folder above it may get an
     # `__init__.py`: that would shadow Twisted.
+    entry_points={"console_scripts": ["fwdrelayctl = fwdrelay.ctl:main"]},
     packages=[*find_packages(include=["fwdrelay", "fwdrelay.*"]), "twisted.plugins"],
     # Stated, so that `pip install -e .` puts this very folder on the path, instead of a finder that
     # knows the packages only: Twisted looks for plugins in folders.
     package_dir={"": "."},
-    package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.txt"]},
+    package_data={"fwdrelay.admin": ["dashboard/*"], "": ["py.typed", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.txt"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

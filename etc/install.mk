@@ -14,17 +14,22 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 
 install_root := $(patsubst %/,%,$(abspath $(DESTDIR)))
 install_venv = $(PREFIX)/lib/fwdrelay
+install_ctl = $(PREFIX)/bin/fwdrelayctl
+# Where shells look for completions of fwdrelayctl.
+install_bash = $(PREFIX)/share/bash-completion/completions/fwdrelayctl
+install_zsh = $(PREFIX)/share/zsh/site-functions/_fwdrelayctl
+install_fish = $(PREFIX)/share/fish/vendor_completions.d/fwdrelayctl.fish
 install_units = fwdrelay.service fwdrelay@.service fwdrelay.socket
 install_examples = $(notdir $(wildcard $(install_source)/etc/fwdrelay/examples/*))
 install_source := $(patsubst %/etc/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 
 # The files in etc/ name the default places, so that they can also be copied as they are.
 install_text = sed -e 's|/usr/local/lib/fwdrelay|$(install_venv)|g' -e 's|/usr/local/share/doc/fwdrelay|$(DOCDIR)|g' \
-    -e 's|/etc/fwdrelay|$(SYSCONFDIR)/fwdrelay|g'
+    -e 's|/usr/local/bin/fwdrelayctl|$(install_ctl)|g' -e 's|/etc/fwdrelay|$(SYSCONFDIR)/fwdrelay|g'
 
-.PHONY: install install-venv install-files uninstall
+.PHONY: install install-venv install-ctl install-files uninstall
 
-install: install-venv install-files ## make a service of it on this machine, or below DESTDIR; PREFIX, SYSTEM_PYTHON
+install: install-venv install-ctl install-files ## make a service of it on this machine, or below DESTDIR; PREFIX, SYSTEM_PYTHON
 ifeq ($(install_root),)
 	@echo 'Installed. What to relay is said in $(SYSCONFDIR)/fwdrelay/fwdrelay.env. Then, as root:'
 	@echo '    systemd-sysusers && systemctl daemon-reload && systemctl enable --now fwdrelay'
@@ -45,6 +50,15 @@ ifneq ($(install_root),)
 	grep -rlIZF '$(venv)' '$(venv)/bin' '$(venv)/pyvenv.cfg' | xargs -0r sed -i 's|$(venv)|$(install_venv)|g'
 endif
 
+# The link is relative, so it holds in DESTDIR, too.
+install-ctl: python = $(install_root)$(install_venv)/bin/python
+install-ctl: install-venv
+	umask 022 && mkdir -p $(foreach file,$(install_ctl) $(install_bash) $(install_zsh) $(install_fish),'$(install_root)$(dir $(file))')
+	ln -sfn ../lib/fwdrelay/bin/fwdrelayctl '$(install_root)$(install_ctl)'
+	umask 022 && '$(python)' -I -m fwdrelay.ctl completion bash > '$(install_root)$(install_bash)'
+	umask 022 && '$(python)' -I -m fwdrelay.ctl completion zsh > '$(install_root)$(install_zsh)'
+	umask 022 && '$(python)' -I -m fwdrelay.ctl completion fish > '$(install_root)$(install_fish)'
+
 install-files: install_env = $(install_root)$(SYSCONFDIR)/fwdrelay/fwdrelay.env
 install-files:
 	umask 022 && mkdir -p '$(install_root)$(UNITDIR)' '$(install_root)$(SYSUSERSDIR)' '$(dir $(install_env))' \
@@ -54,6 +68,7 @@ install-files:
 	umask 022 && $(install_text) '$(install_source)/etc/sysusers.d/fwdrelay.conf' > '$(install_root)$(SYSUSERSDIR)/fwdrelay.conf'
 	umask 022 && $(install_text) '$(install_source)/docs/systemd.md' > '$(install_root)$(DOCDIR)/systemd.md'
 	umask 022 && $(install_text) '$(install_source)/etc/fwdrelay/fwdrelay.env' > '$(install_root)$(DOCDIR)/fwdrelay.env'
+	umask 022 && $(install_text) '$(install_source)/etc/logrotate.d/fwdrelay' > '$(install_root)$(DOCDIR)/fwdrelay.logrotate'
 	umask 022 && for example in $(install_examples); do \
 	    $(install_text) "$(install_source)/etc/fwdrelay/examples/$$example" > \
 	        "$(install_root)$(DOCDIR)/examples/$$example" || exit; done
@@ -62,8 +77,10 @@ install-files:
 # What an operator wrote stays: the files in SYSCONFDIR, drop-ins, the user, the logs.
 uninstall: ## remove what install made; configuration stays
 	rm -rf '$(install_root)$(install_venv)'
+	rm -f $(foreach file,$(install_ctl) $(install_bash) $(install_zsh) $(install_fish),'$(install_root)$(file)')
 	rm -f $(foreach unit,$(install_units),'$(install_root)$(UNITDIR)/$(unit)') '$(install_root)$(SYSUSERSDIR)/fwdrelay.conf'
 	rm -f $(foreach example,$(install_examples),'$(install_root)$(DOCDIR)/examples/$(example)')
 	-rmdir '$(install_root)$(DOCDIR)/examples'
-	rm -f '$(install_root)$(DOCDIR)/systemd.md' '$(install_root)$(DOCDIR)/fwdrelay.env'
+	rm -f '$(install_root)$(DOCDIR)/systemd.md' '$(install_root)$(DOCDIR)/fwdrelay.env' \
+	    '$(install_root)$(DOCDIR)/fwdrelay.logrotate'
 	-rmdir '$(install_root)$(DOCDIR)'

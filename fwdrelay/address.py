@@ -35,5 +35,9 @@ def address_text(address: Any) -> str:
             return "unix:"
         text = os.fsdecode(name)
         return f"unix:@{text[1:]}" if text[0] == "\0" else f"unix:{text}"
-    host = plain_host(address.host)
-    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+    return authority(plain_host(address.host), address.port)
+
+
+def authority(host: str, port: int) -> str:
+    """@return: `ADDR:PORT` or `[IPV6]:PORT`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

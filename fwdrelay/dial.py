@@ -23,12 +23,15 @@ from twisted.internet.protocol import ClientCreator, Protocol
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from .address import authority
 from .config import TargetConfig
 from .errors import DialFailed
 from .handshake import shake_hands
 from .interfaces import IPump
+from .observe.trace import Trace
 from .tls import PeerRefused, UpstreamTLS, explain
 from .upstream import Pool, Resolver, Target
+from .words import some
 
 # RFC 8305, section 8: the recommended delay between attempts at the addresses of one name.
 ATTEMPT_DELAY = 0.25
@@ -80,7 +83,7 @@ class Dialed(Generic[P]):
 
     protocol: P
     target: Target
-    failed: Sequence[Target] = ()
+    failed: Sequence[Target]
 
 
 class AllFailed(DialFailed):
@@ -102,6 +105,8 @@ class _Dial(Generic[P]):
 
     @ivar deadline: when its time is up, if there is a `timeout`.
     @ivar client: the client's IP address, for elections that want it.
+    @ivar began: when it began with the target tried last.
+    @ivar trace: follows it; None: nobody does.
     """
 
     pool: Pool
@@ -110,6 +115,18 @@ class _Dial(Generic[P]):
     deadline: float
     client: str | None
     tried: list[Target]
+    began: float
+    trace: Trace | None
+
+    @property
+    def bind(self) -> str:
+        """The address that is dialed from; empty: any."""
+        return self.pool.config.bind
+
+    def tell(self, step: str, detail: str) -> None:
+        """Tell whoever follows it."""
+        if self.trace is not None:
+            self.trace.tell(step, detail)
 
     def share(self, clock: Any) -> float | None:
         """
@@ -153,6 +170,7 @@ class Dialer:
         build: Callable[[], P],
         client: str | None = None,
         tried: Sequence[Target] = (),
+        trace: Trace | None = None,
     ) -> Deferred[Dialed[P]]:
         """
         Connect to `target`, or to another one of `pool`.
@@ -163,17 +181,20 @@ class Dialer:
         @param build: makes the protocol for an attempt.
         @param client: the client's IP address, for elections that want it.
         @param tried: targets that were tried before, by an earlier dial for the same session.
+        @param trace: is told of what is tried.
         @return: fails with `AllFailed` when no target was connected to, or time ran out; may be
             cancelled.
         """
-        deadline = self._reactor.seconds() + timeout
-        dial = _Dial(pool, build, timeout, deadline, client, [*tried, target])
+        began = self._reactor.seconds()
+        dial = _Dial(pool, build, timeout, began + timeout, client, [*tried, target], began, trace)
         config = target.config
         if not target.literal or pool.config.bind:
             return Deferred.fromCoroutine(self._try_targets(dial))
         # Nearly every dial is this: one address, which answers. A coroutine, with all that can happen
         # in it, would cost a tenth of the session's set-up.
         share = dial.share(self._reactor) or _NO_LIMIT
+        if trace is not None:
+            trace.tell("dialing", config.address)
         outcome: Deferred[Any]
         try:
             outcome = ClientCreator(self._pump, build).connectTCP(
@@ -184,13 +205,11 @@ class Dialer:
         if pool.tls is not None:
             until = self._reactor.seconds() + share if timeout else None
             outcome.addCallback(self._secure, config, pool.tls, until)
-        if pool.notes_dials or tried:
-            return outcome.addCallbacks(self._succeeded, self._first_failed, (dial,), {}, (dial,))
-        return outcome.addCallbacks(Dialed, self._first_failed, (target,), {}, (dial,))
+        return outcome.addCallbacks(self._succeeded, self._first_failed, (dial,), {}, (dial,))
 
     def _succeeded(self, protocol: P, dial: _Dial[P]) -> Dialed[P]:
         target = dial.tried[-1]
-        dial.pool.dialed(target)
+        dial.pool.dialed(target, self._reactor.seconds() - dial.began)
         return Dialed(protocol, target, dial.tried[:-1])
 
     def _first_failed(self, failure: Failure, dial: _Dial[P]) -> Failure | Deferred[Dialed[P]]:
@@ -223,10 +242,14 @@ class Dialer:
                     return self._succeeded(protocol, dial)
             pool.release(target)
             pool.dial_failed(target, failed.cause, failed.detail)
+            dial.tell("dial-failed", f"{target.label}: {failed.detail} ({failed.cause})")
             following = dial.next_target()
             if following is None:
                 raise AllFailed(failed, dial.tried)
+            if dial.trace is not None:
+                dial.tell("elected", f"{following.label}: {pool.why(following, dial.tried)}")
             dial.tried.append(following)
+            dial.began = self._reactor.seconds()
             failed = None
 
     async def _open(self, target: TargetConfig, dial: _Dial[P]) -> P:
@@ -236,8 +259,9 @@ class Dialer:
         """
         share = dial.share(self._reactor)
         until = None if share is None else self._reactor.seconds() + share
-        protocol = await self._dial_target(target, share, dial.pool, dial.build)
+        protocol = await self._dial_target(target, share, dial)
         if dial.pool.tls is not None:
+            dial.tell("dialing", f"TLS handshake with {target.label}")
             return await self._secure(protocol, target, dial.pool.tls, until)
         return protocol
 
@@ -264,9 +288,7 @@ class Dialer:
             lambda _: protocol, _not_secured, errbackArgs=(protocol, connection)
         )
 
-    async def _dial_target(
-        self, target: TargetConfig, share: float | None, pool: Pool, build: Callable[[], P]
-    ) -> P:
+    async def _dial_target(self, target: TargetConfig, share: float | None, dial: _Dial[P]) -> P:
         """
         @param share: seconds, None for no limit of ours.
         @raise DialFailed: with the cause.
@@ -276,18 +298,19 @@ class Dialer:
             if target.path:
                 # "@name" is how an abstract Unix address is written; the kernel wants a NUL there.
                 path = "\0" + target.path[1:] if target.path[0] == "@" else target.path
-                return await self._connect_unix(path, share, build)
+                dial.tell("dialing", target.address)
+                return await self._connect_unix(path, share, dial.build)
             addresses = target.addresses
             if not addresses:
                 resolving = self._resolver.resolve(target.host)
                 if share is not None and not resolving.called:
                     resolving.addTimeout(share, self._reactor)
                 addresses = await resolving
+                if [*addresses] != [target.host]:
+                    dial.tell("resolved", f"{target.host} is {some(addresses)}")
             if share is not None:
                 share = max(share - (self._reactor.seconds() - started), _SHORTEST)
-            return await self._race(
-                target, _reachable(addresses, pool.config.bind), share, pool.config.bind, build
-            )
+            return await self._race(target, _reachable(addresses, dial.bind), share, dial)
         except (OSError, error.ConnectError, DeferredTimeout) as failed:
             cause, detail = _cause(failed)
             if cause != "no-resources":
@@ -316,18 +339,25 @@ class Dialer:
         target: TargetConfig,
         addresses: Sequence[str],
         share: float | None,
-        bind: str,
-        build: Callable[[], P],
+        dial: _Dial[P],
     ) -> Deferred[P]:
         def attempt(address: str) -> Deferred[P]:
-            creator = ClientCreator(self._pump, build)
-            return maybeDeferred(
+            creator = ClientCreator(self._pump, dial.build)
+            dial.tell("dialing", authority(address, target.port))
+            attempt = maybeDeferred(
                 creator.connectTCP,
                 address,
                 target.port,
                 timeout=share or _NO_LIMIT,
-                bindAddress=(bind, 0) if bind else None,
+                bindAddress=(dial.bind, 0) if dial.bind else None,
             )
+            return attempt if dial.trace is None else attempt.addErrback(told, address)
+
+        def told(failure: Failure, address: str) -> Failure:
+            if len(addresses) > 1 and isinstance(failure.value, (OSError, error.ConnectError)):
+                detail = _cause(failure.value)[1]
+                dial.tell("dial-failed", f"{authority(address, target.port)}: {detail}")
+            return failure
 
         if len(addresses) == 1:
             return attempt(addresses[0])

@@ -53,6 +53,14 @@ class CannotOpenLog(FwdrelayError):
     """The access log's file can't be opened for appending."""
 
 
+class NotThere(FwdrelayError):
+    """What was asked for by name does not exist, or not any more."""
+
+
+class NotPossible(FwdrelayError):
+    """What was asked for can't be done now."""
+
+
 class CannotSplice(FwdrelayError):
     """This system has not what the spliced pump needs."""
 

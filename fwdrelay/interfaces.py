@@ -149,7 +149,7 @@ class ITarget(Interface):
     """A target as an election sees it."""
 
     label = Attribute("What log and metrics call it; no other target of its pool is called so.")
-    weight = Attribute("Its configured share, from 1 up.")
+    weight = Attribute("Its share as the configuration or an operator has it, from 1 up.")
     share = Attribute("Its share now: `weight`, or a part of it while it starts slowly; above 0.")
     sessions = Attribute("How many sessions are on it or being dialed to it.")
     tier = Attribute(

@@ -1,6 +1,6 @@
 """
 What a configuration names and lies elsewhere: elections, discoveries, admissions that somebody else has
-written, and certificates.
+written, certificates, and the token of the API.
 
 They are made before anything is changed, so that a name or a file that doesn't exist changes nothing; and by
 `--check`, so that it is told before.
@@ -15,7 +15,7 @@ from typing import Any
 from attrs import frozen
 
 from .admit import make_admissions
-from .config import Config
+from .config import Config, RelayConfig
 from .errors import ConfigError, ConfigErrors
 from .interfaces import IAdmission
 from .tls import ServerTLS, UpstreamTLS
@@ -81,5 +81,13 @@ def problems(config: Config, reactor: Any) -> list[ConfigError]:
     try:
         make_parts(config, reactor)
     except ConfigErrors as wrong:
-        return list(wrong.errors)
-    return []
+        return [*_token_problems(config.relay), *wrong.errors]
+    return _token_problems(config.relay)
+
+
+def _token_problems(config: RelayConfig) -> list[ConfigError]:
+    if not config.admin_token_file:
+        return []
+    from .admin import token_problems  # with a whole web server, which not every relay needs
+
+    return token_problems(config)

@@ -7,6 +7,8 @@ children at once and without a deadline, so the order of a stop is written out h
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +21,27 @@ from ._version import __version__
 from .config import Config, ListenerConfig, PoolConfig, RelayConfig, TargetConfig
 from .deadlines import Deadlines
 from .dial import Dialer
-from .errors import ConfigError, ConfigErrors, FwdrelayError
-from .frontend import Addresses, Key, Listener, keys
+from .errors import ConfigError, ConfigErrors, FwdrelayError, NotPossible
+from .frontend import Addresses, Key, Listener, Totals, keys
 from .interfaces import IPump
 from .observe.access_log import AccessLog
-from .observe.events import SessionEnded
-from .observe.sink import Sink
+from .observe.audience import Audience
+from .observe.feed import Feed
+from .observe.journal import JournalSink
+from .observe.sink import ISink, Sink
+from .observe.snapshot import Outcome, RelayState
+from .observe.trace import Tracer
 from .parts import Parts, make_parts
 from .process.sdnotify import Notifier
 from .pump import make_pump
 from .session import Reason, Session
+from .steering import Steering
 from .tls import File, Files, ServerTLS, UpstreamTLS
 from .upstream import Pool, Resolver, Target
 from .words import counted
 
 if TYPE_CHECKING:
+    from .admin import AdminServer
     from .demo import Demo
 
 STATUS_EVERY = 5.0
@@ -49,6 +57,12 @@ class Relay(Service):
         `privilegedStartService` raises the `FwdrelayError`.
     @param read: reads the configuration anew, for `reload`; raises `ConfigErrors`. None: there is nothing
         that could have changed.
+    @param stop: ends the whole process in order, or at once; None: that is not for the relay to ask.
+    @ivar state: `starting` until everything listens, `draining` from when a stop has begun.
+    @ivar started: when it was made, by the reactor's clock.
+    @ivar audience: whom its sessions are told to.
+    @ivar reloads: how many there were, by result: `success`, `failure`.
+    @ivar last_reload: when the last one was, in seconds since the epoch, and its result; None: never.
     @ivar config: what is asked for now.
     @ivar listeners: by name.
     @ivar pools: by name.
@@ -64,6 +78,7 @@ class Relay(Service):
         notifier: Notifier | None = None,
         give_up: Callable[[str], None] | None = None,
         read: Callable[[], Config] | None = None,
+        stop: Callable[[bool], object] | None = None,
     ) -> None:
         notifier = Notifier() if notifier is None else notifier
         self.config = config
@@ -71,6 +86,9 @@ class Relay(Service):
         self._notifier = notifier
         self._give_up = give_up
         self._read = read
+        self._stop_process = stop
+        self.state: RelayState = "starting"
+        self.started: float = reactor.seconds()
         self._deadlines = Deadlines(reactor)
         self._files = Files(reactor, self._renew_tls)
         self._resolver = Resolver(reactor)
@@ -78,8 +96,13 @@ class Relay(Service):
         self._addresses: Addresses
         self._dialer: Dialer
         self._access_log: AccessLog | None = None
+        self.audience = Audience(Feed(reactor), Tracer(reactor))
+        self._admin: AdminServer | None = None
         self._demo: Demo | None = None
+        self._dropped_before = 0
         self._ended_count = 0
+        self.reloads: Counter[str] = Counter({"success": 0, "failure": 0})
+        self.last_reload: tuple[float, str] | None = None
         self._drained: Deferred[None] | None = None
         self._status = LoopingCall(self._tell_status)
         self._watchdog = LoopingCall(notifier.watchdog)
@@ -92,11 +115,28 @@ class Relay(Service):
     @property
     def active(self) -> int:
         """How many sessions are open."""
-        return sum(listener.active for listener in self._all_listeners())
+        return sum(listener.active for listener in self.all_listeners())
 
-    def _all_listeners(self) -> list[Listener]:
+    def all_listeners(self) -> list[Listener]:
         """Those there are, and those removed whose sessions have not ended yet."""
         return [*self.listeners.values(), *self._leaving]
+
+    def addresses_of(self, listener: Listener) -> tuple[str, ...]:
+        """
+        @return: where it can be connected to now, as logs write it.
+        """
+        return self._addresses.texts(listener)
+
+    @property
+    def access_log_dropped(self) -> int:
+        """Lines of the access log that nobody took in time, since the start."""
+        log = self._access_log
+        return self._dropped_before + (0 if log is None else log.dropped)
+
+    @property
+    def certificate_expiries(self) -> Mapping[str, float]:
+        """When the certificates in a file expire, in seconds since the epoch, by its path."""
+        return self._files.expiries
 
     @property
     def draining(self) -> bool:
@@ -107,16 +147,29 @@ class Relay(Service):
         """Open everything that may need privileges: the access log, the listeners."""
         try:
             parts = make_parts(self.config, self._reactor)
-            self._access_log = self._open_access_log(self.config.relay)
+            self._write_to(self._open_access_log(self.config.relay))
+            self.audience.log_interval = self.config.relay.access_log_interval
             self._build(parts)
             for listener in self.listeners.values():
                 bound = self._addresses.bind(listener, listener.config)
                 self._addresses.tell(listener, bound)
             self._files.follow(self._tls_files())
+            if self.config.relay.admin != "off":
+                self._serve_admin()
         except FwdrelayError as failed:
             if self._give_up is None:
                 raise
             self._give_up(str(failed))
+
+    def _serve_admin(self) -> None:
+        """
+        @raise FwdrelayError: its address can't be bound, or its token not be read.
+        """
+        from .admin import AdminServer  # with a whole web server, which not every relay needs
+
+        steering = Steering(self, self._reactor)
+        self._admin = AdminServer(self.config.relay, steering, self._reactor)
+        self._admin.listen()
 
     def startService(self) -> None:
         """The sockets listen: say so, once the reactor runs."""
@@ -133,11 +186,17 @@ class Relay(Service):
         @return: fires when nothing is left.
         """
         super().stopService()
+        self.state = "draining"
         return Deferred.fromCoroutine(self._stop())
 
     def cut_all(self, reason: Reason = Reason.STOPPED) -> None:
         """End every session now."""
-        self.log.info("Cutting {active}.", active=counted(self.active, "session"))
+        if reason is Reason.DRAIN_TIMEOUT:
+            self.log.warn(
+                "The drain time is over: cutting {active}.", active=counted(self.active, "session")
+            )
+        else:
+            self.log.info("Cutting {active}.", active=counted(self.active, "session"))
         for session in self._sessions():
             session.cut(reason)
 
@@ -146,31 +205,33 @@ class Relay(Service):
         if self._access_log is not None:
             self._access_log.reopen()
 
-    def reload(self) -> Deferred[bool]:
+    def reload(self) -> Deferred[Outcome]:
         """
         Read the configuration anew, and be as it says from now on. Where anything is wrong with it, nothing
         changes, and the log says what is wrong.
 
-        @return: fires, as soon as what an earlier one has closed is closed, with whether the relay is as the
-            configuration says.
+        @return: fires, as soon as what an earlier one has closed is closed, with what came of it.
         """
         self.reopen_logs()
+        if self._admin is not None:
+            self._admin.renew_token()
         if self._read is None:
             files = self._tls_files()
             if not files:
                 self.log.info("There is no configuration file to read again.")
-            return succeed(self._renew_tls(frozenset(file.path for file in files)))
+            wrong = self._renew_tls(frozenset(file.path for file in files))
+            return succeed(self._reloaded(Outcome(not wrong, errors=wrong)))
         return Deferred.fromCoroutine(self._reload(self._read))
 
-    async def _reload(self, read: Callable[[], Config]) -> bool:
+    async def _reload(self, read: Callable[[], Config]) -> Outcome:
         # An address that was removed a moment ago may be wanted again.
         await self._addresses.closed()
         if self.draining:
             self.log.warn("The configuration is not read again: the relay is stopping.")
-            return False
+            return Outcome(False, errors=("the relay is stopping",))
         self._notifier.reloading()
         try:
-            self.change(read())
+            changed = self.change(read())
         except ConfigErrors as wrong:
             for error in wrong.errors:
                 self.log.error("{error}", error=error)
@@ -178,23 +239,57 @@ class Relay(Service):
                 "Nothing was changed: {count} wrong in the configuration.",
                 count="1 thing is" if len(wrong.errors) == 1 else f"{len(wrong.errors)} things are",
             )
-            return False
+            return self._reloaded(Outcome(False, errors=tuple(map(str, wrong.errors))))
         except FwdrelayError as failed:
             self.log.error("Nothing was changed: {failed}", failed=failed)
-            return False
+            return self._reloaded(Outcome(False, errors=(str(failed),)))
         except Exception:
             self.log.failure("A reload went wrong in a way it never should")
-            return False
+            errors = ("a reload went wrong in a way it never should; the log has more",)
+            return self._reloaded(Outcome(False, errors=errors))
         finally:
             self._told = self._status_text()
             self._notifier.ready(self._told)
-        return True
+        return self._reloaded(Outcome(True, changed))
 
-    def change(self, config: Config) -> None:
+    def _reloaded(self, outcome: Outcome) -> Outcome:
+        result = "success" if outcome.okay else "failure"
+        self.reloads[result] += 1
+        self.last_reload = time.time(), result
+        return outcome
+
+    def check(self) -> Outcome:
+        """
+        @return: what a reload would come to, as far as that can be known without one; nothing is changed.
+        """
+        if self._read is None:
+            return Outcome(True)
+        try:
+            config = self._read()
+            _refuse_what_takes_a_restart(self.config, config)
+        except ConfigErrors as wrong:
+            return Outcome(False, errors=tuple(map(str, wrong.errors)))
+        return Outcome(True, _told(self.config, config))
+
+    def drain(self, *, now: bool = False) -> None:
+        """
+        End the process, as SIGTERM does.
+
+        @param now: cut what is left, as a second one does.
+        @raise NotPossible: it does not run yet, or is a part of a larger program.
+        """
+        if self._stop_process is None:
+            raise NotPossible("this relay is a part of a larger program, which has to stop it")
+        if self.state == "starting":
+            raise NotPossible("the relay is still starting")
+        self._stop_process(now)
+
+    def change(self, config: Config) -> str:
         """
         Be as `config` says from now on. Addresses that stay are never closed; sessions keep what they have;
         targets that stay keep their state.
 
+        @return: what that changed, in words.
         @raise FwdrelayError: nothing was changed: it asks for what can't change while the relay runs, for
             a plugin that doesn't exist, or for an address or a file that can't be opened.
         """
@@ -224,11 +319,12 @@ class Relay(Service):
             raise
         # From here on nothing can go wrong, and nobody is accepted before all of it is done.
         if log_changes:
-            old_log, self._access_log = self._access_log, access_log
-            for listener in (*self._all_listeners(), *new_listeners.values()):
-                listener.tell = self._tell
+            old_log = self._access_log
+            self._write_to(access_log)
             if old_log is not None:
                 old_log.close(patience=0.0)
+                self._dropped_before += old_log.dropped
+        self.audience.log_interval = config.relay.access_log_interval
         self.config = config
         self._close_unused()  # first: who was promised a connection there gets it in the old world
         self._change_pools(before, config, parts, new_pools)
@@ -238,7 +334,9 @@ class Relay(Service):
             mine = [key for key in keys(listener.config) if key in new_addresses]
             self._addresses.tell(listener, mine)
         self._files.follow(self._tls_files())
-        self.log.info("The configuration is in force: {told}.", told=_told(before, config))
+        changed = _told(before, config)
+        self.log.info("The configuration is in force: {changed}.", changed=changed)
+        return changed
 
     def _tls_files(self) -> list[File]:
         """Those that TLS is made of now."""
@@ -248,15 +346,15 @@ class Relay(Service):
         ]
         return [file for tls in speakers if tls is not None for file in tls.files]
 
-    def _renew_tls(self, paths: frozenset[str]) -> bool:
+    def _renew_tls(self, paths: frozenset[str]) -> tuple[str, ...]:
         """
         Read the certificates and authorities in these files anew, and use them from now on, as far as they
         are of use; sessions keep what they have.
 
-        @return: whether they all were.
+        @return: what is wrong with those that are of none.
         """
         renewed: list[str] = []
-        okay = True
+        errors: list[str] = []
         for index, config in enumerate(self.config.listeners):
             listener = self.listeners[config.name]
             tls = listener.tls
@@ -266,8 +364,7 @@ class Relay(Service):
                 listener.tls = ServerTLS(tls.config, f"listener[{index}].tls", tls)
                 renewed.append(f"listener {config.name}")
             except ConfigErrors as wrong:
-                okay = False
-                self._not_renewed(f"listener {config.name}", wrong)
+                errors += self._not_renewed(f"listener {config.name}", wrong)
         for name, pool in self.pools.items():
             of_pool = pool.tls
             if of_pool is None or not _among(of_pool.files, paths):
@@ -276,23 +373,24 @@ class Relay(Service):
                 pool.renew_tls(UpstreamTLS(of_pool.config, f"pool.{name}.tls", of_pool))
                 renewed.append(f"pool {name}")
             except ConfigErrors as wrong:
-                okay = False
-                self._not_renewed(f"pool {name}", wrong)
+                errors += self._not_renewed(f"pool {name}", wrong)
         if renewed:
             self.log.info(
                 "Certificates and authorities were read anew: {renewed}.",
                 renewed=", ".join(renewed),
             )
             self._files.follow(self._tls_files())
-        return okay
+        return tuple(errors)
 
-    def _not_renewed(self, whose: str, wrong: ConfigErrors) -> None:
+    def _not_renewed(self, whose: str, wrong: ConfigErrors) -> list[str]:
+        """@return: what is wrong."""
         self.log.error(
             "The certificates of {whose} stay as they were read before, for now there is something wrong:"
             " {wrong}",
             whose=whose,
             wrong=wrong,
         )
+        return [str(error) for error in wrong.errors]
 
     def _bind_new(self, config: Config, new: Mapping[str, Listener]) -> list[Key]:
         """
@@ -354,6 +452,11 @@ class Relay(Service):
 
     def _cut_leaving(self, listener: Listener) -> None:
         self._leaving[listener] = None
+        self.log.warn(
+            "The drain time of listener {listener} is over: cutting {active}.",
+            listener=listener.name,
+            active=counted(listener.active, "session"),
+        )
         for session in list(listener.sessions):
             session.cut(Reason.DRAIN_TIMEOUT)
 
@@ -366,12 +469,17 @@ class Relay(Service):
         where = config.access_log
         if where == "off":
             return None
-        sink = Sink(self._reactor, None if where == "stdout" else where)
+        sink: ISink
+        if where == "journald":
+            sink = JournalSink(self._reactor)
+        else:
+            sink = Sink(self._reactor, None if where == "stdout" else where)
         return AccessLog(config.access_log_format, sink)
 
-    @property
-    def _tell(self) -> Callable[[SessionEnded], None] | None:
-        return None if self._access_log is None else self._access_log.session_ended
+    def _write_to(self, log: AccessLog | None) -> None:
+        """Sessions are told to this access log from now on."""
+        self._access_log = log
+        self.audience.log = None if log is None else log.session_ended
 
     def _build(self, parts: Parts) -> None:
         config = self.config
@@ -405,10 +513,18 @@ class Relay(Service):
             pump=self._pump,
             dialer=self._dialer,
             deadlines=self._deadlines,
-            tell=self._tell,
+            audience=self.audience,
+            totals=self._totals_of(config.name),
             left=self._session_left,
             all_active=lambda: self.active,
         )
+
+    def _totals_of(self, name: str) -> Totals:
+        """Of the listeners of that name: one that was removed may have sessions still."""
+        for listener in self.all_listeners():
+            if listener.name == name:
+                return listener.totals
+        return Totals()
 
     def _end_sessions_of(self, target: Target) -> None:
         """`target` is down or removed, and its pool wants its sessions closed."""
@@ -436,9 +552,11 @@ class Relay(Service):
         return PoolConfig(name=pool.name, targets=(target,))
 
     def _sessions(self) -> list[Session]:
-        return [session for each in self._all_listeners() for session in each.sessions]
+        return [session for each in self.all_listeners() for session in each.sessions]
 
     def _running(self) -> None:
+        if self.running:
+            self.state = "running"
         self.log.info("fwdrelay {version} is ready.", version=__version__)
         self._told = self._status_text()
         self._notifier.ready(self._told)
@@ -489,6 +607,9 @@ class Relay(Service):
             self._pump.stop()
         if self._demo is not None:
             await self._demo.stop()
+        if self._admin is not None:
+            await self._admin.stop()
+            self._admin = None
         if self._access_log is not None:
             self._access_log.close()
             self._access_log = None
@@ -522,7 +643,7 @@ def _refuse_what_takes_a_restart(before: Config, after: Config) -> None:
             f"{_as_written(getattr(after.relay, key))} takes a restart; it is"
             f" {_as_written(getattr(before.relay, key))} now",
         )
-        for key in ("pump", "keepalive", "user_timeout")
+        for key in ("pump", "admin", "admin_token_file", "keepalive", "user_timeout")
         if getattr(after.relay, key) != getattr(before.relay, key)
     ]
     if errors:

@@ -39,6 +39,7 @@ from .config.grammar import (
     LONGEST_KEEPALIVE,
     LONGEST_USER_TIMEOUT,
     TARGET_GRAMMAR,
+    parse_admin,
     parse_balance,
     parse_count,
     parse_duration,
@@ -66,6 +67,9 @@ _ATTRIBUTES = {
     "pump": "pump",
     "access-log": "access_log",
     "access-log-format": "access_log_format",
+    "access-log-interval": "access_log_interval",
+    "admin": "admin",
+    "admin-token-file": "admin_token_file",
     "drain-timeout": "drain_timeout",
     "keepalive": "keepalive",
     "user-timeout": "user_timeout",
@@ -115,6 +119,8 @@ _PLACES = {
 }
 """Where in a file those belong that can't be told beside one."""
 _OPTION_OF = {
+    "relay.admin": "--admin",
+    "relay.admin_token_file": "--admin-token-file",
     "listener[0].listen": "--listen",
     f"pool.{_NAME}": "--target",
     f"pool.{_NAME}.targets": "--target",
@@ -171,6 +177,20 @@ class Options(usage.Options):
         ["access-log", None, "stdout", "where each ended session is told: off, stdout or a file"],
         ["access-log-format", None, "json", f"{' or '.join(ACCESS_LOG_FORMATS)} (HAProxy's)"],
         [
+            "access-log-interval",
+            None,
+            "0",
+            "how often a session that lasts is told of before it ends",
+        ],
+        ["admin", None, "off", "metrics, API and dashboard: ADDR:PORT, unix:PATH or off"],
+        [
+            "admin-token-file",
+            None,
+            None,
+            "what it holds has to be shown there; needed where other machines reach it",
+            _path,
+        ],
+        [
             "tls-client-ca",
             None,
             None,
@@ -209,6 +229,7 @@ class Options(usage.Options):
             "pump": usage.CompleteList(PUMPS),
             "access-log-format": usage.CompleteList(ACCESS_LOG_FORMATS),
             "access-log": usage.CompleteFiles(),
+            "admin-token-file": usage.CompleteFiles(),
             "config": usage.CompleteFiles("*.toml"),
             "interface": usage.CompleteNetInterfaces(),
             "tls-cert": usage.CompleteFiles("*.(pem|crt)"),
@@ -436,6 +457,9 @@ class Options(usage.Options):
             "pump": self._choice("pump", PUMPS),
             "access_log": self._value("access-log", parse_log),
             "access_log_format": self._choice("access-log-format", ACCESS_LOG_FORMATS),
+            "access_log_interval": self._value("access-log-interval", parse_duration),
+            "admin": self._value("admin", parse_admin),
+            "admin_token_file": self._value_or_empty("admin-token-file", parse_file),
             "drain_timeout": self._value("drain-timeout", parse_duration),
             "keepalive": self._value(
                 "keepalive", lambda text: parse_duration(text, LONGEST_KEEPALIVE)
@@ -516,9 +540,11 @@ def _option_of(where: str) -> str:
 
 
 def _exit(status: int, *sentences: str) -> NoReturn:
+    from .observe.journal import as_error
+
     # twistd has put its log in the place of sys.stderr.
     for sentence in sentences:
-        print(f"fwdrelay: {printable(sentence)}", file=sys.__stderr__, flush=True)
+        print(as_error(f"fwdrelay: {printable(sentence)}"), file=sys.__stderr__, flush=True)
     raise SystemExit(status)
 
 
@@ -545,10 +571,12 @@ def makeService(options: Options) -> IService:
         Notifier.from_environment(os.environ),
         lambda sentence: _give_up(options, sentence),
         options.read if options.reads_file else None,
+        lambda now: signals.drain(now),
     )
+    signals = Signals(reactor, relay)
     reactor.callWhenRunning(_spare_the_collector)
     # In this order: who is told that the relay is ready may send it a signal at once.
-    Signals(reactor, relay).setServiceParent(service)
+    signals.setServiceParent(service)
     relay.setServiceParent(service)
     return service
 

@@ -12,7 +12,6 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from fwdrelay.config import HealthConfig
 from fwdrelay.dial import ATTEMPT_DELAY, CAUSES, AllFailed, Dialed, Dialer
 from fwdrelay.upstream import Resolver
 from fwdrelay.upstream.resolve import FAILURE_BELIEVED
@@ -215,19 +214,27 @@ class TargetTests(DialTestCase):
         self.assertEqual(self.addresses(), ["127.0.0.1:3", "127.0.0.1:2"])
         self.assert_connected(self.last, retries=2)
 
-    def test_the_pool_hears_of_dials_when_it_wants_to(self) -> None:
-        health = HealthConfig(passive_failures=2)
-        self.dial("127.0.0.1:1", "127.0.0.1:2", health=health)
-        self.addCleanup(lambda: self.pool.stop())
+    def test_the_pool_hears_of_dials_and_how_long_they_took(self) -> None:
+        self.dial("127.0.0.1:1", "127.0.0.1:2")
         told: list[tuple[object, ...]] = []
         self.patch(self.pool, "dialed", lambda *what: told.append(what))
         self.patch(self.pool, "dial_failed", lambda *what: told.append(what))
+        self.reactor.advance(0.25)
         self.last.fail(refused())
         self.turn()
+        self.reactor.advance(0.5)  # of the second, the first one's time is no part
         self.last.connect()
         self.turn()
         first, second = self.pool.targets
-        self.assertEqual(told, [(first, "refused", os.strerror(errno.ECONNREFUSED)), (second,)])
+        self.assertEqual(told, [(first, "refused", os.strerror(errno.ECONNREFUSED)), (second, 0.5)])
+
+    def test_one_that_answers_at_once_is_timed_too(self) -> None:
+        self.dial("127.0.0.1:1")
+        self.reactor.advance(0.125)
+        self.last.connect()
+        self.turn()
+        dials = self.pool.targets[0].dials
+        self.assertEqual((dials.average, dials.seconds.counts().count), (0.125, 1))
 
     def test_it_dials_from_the_address_that_the_pool_is_bound_to(self) -> None:
         self.dial("127.0.0.1:1", bind="127.0.0.9")

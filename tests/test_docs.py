@@ -5,6 +5,7 @@ is what there is.
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import json
@@ -38,12 +39,14 @@ from fwdrelay.config import (
     UpstreamTLSConfig,
 )
 from fwdrelay.config.grammar import parse_rate
-from fwdrelay.config.model import IdentityKind
+from fwdrelay.config.model import LOGS, IdentityKind
 from fwdrelay.config.names import parse_identity
 from fwdrelay.config.read import make_config, read_config, table_keys
 from fwdrelay.errors import ConfigErrors
-from fwdrelay.observe.access_log import json_line
+from fwdrelay.observe.access_log import PROGRESS, fields, json_line
 from fwdrelay.observe.events import SessionEnded
+from fwdrelay.observe.journal import NOT_SERVED
+from fwdrelay.observe.trace import STEPS
 from fwdrelay.session.lifecycle import TABLE, Input, Reason, State, code
 from fwdrelay.tap import Options
 from tests.case import SynchronousTestCase
@@ -413,6 +416,8 @@ class Credentials:
         self.write_chains(given["--upstream-cert"], given["--upstream-key"])
         for path in (*given["--tls-client-ca"], *given["--upstream-ca"]):
             self.write_authority(path)
+        for path in given["--admin-token-file"]:
+            self._write(path, b"s3cret\n")
         return words
 
 
@@ -420,6 +425,7 @@ _KINDS = ("ecdsa", "rsa")
 _FILES = (
     *("--tls-cert", "--tls-key", "--tls-client-ca"),
     *("--upstream-cert", "--upstream-key", "--upstream-ca"),
+    "--admin-token-file",
 )
 
 
@@ -502,6 +508,7 @@ class SessionsPageTests(SynchronousTestCase):
         Reason.CLIENT_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
         Reason.UPSTREAM_HALF_CLOSED: (Input.TIMED_OUT, {State.HALF_CLOSED}),
         Reason.LIFETIME: (Input.TIMED_OUT, OPEN),
+        Reason.KILLED: (Input.CUT, OPEN),
         Reason.STOPPED: (Input.CUT, OPEN),
         Reason.DRAIN_TIMEOUT: (Input.CUT, OPEN),
         Reason.TARGET_DOWN: (Input.CUT, {State.RELAYING, State.HALF_CLOSED}),
@@ -575,6 +582,98 @@ class SessionsPageTests(SynchronousTestCase):
     def test_time_outs_are_options(self) -> None:
         documented = {spans(option)[0][2:] for option, *_ in rows(section(self.page, "Time-outs"))}
         self.assertLessEqual(documented, long_names(Options()))
+
+
+class LogsPageTests(SynchronousTestCase):
+    page: ClassVar[str] = read(ROOT / "docs" / "logs.md")
+
+    def test_where_it_can_go(self) -> None:
+        told = [spans(cell)[:1] for cell, _ in rows(section(self.page, "The access log"))]
+        self.assertEqual({word for words in told for word in words}, set(LOGS))
+
+    def test_what_is_worth_a_notice(self) -> None:
+        (told,) = re.findall(r"^Notices are .*?\.$", self.page, re.MULTILINE | re.DOTALL)
+        self.assertEqual(set(spans(told)), NOT_SERVED)
+
+    def test_fields_of_the_journal(self) -> None:
+        of_lines = {f"FWDRELAY_{each.upper()}" for each in fields(FULL_EVENT)}
+        told = set(re.findall(r"FWDRELAY_[A-Z_]+\b", self.page.replace("FWDRELAY_OPTIONS", "")))
+        self.assertEqual(told - of_lines, {"FWDRELAY_LOG", "FWDRELAY_NAMESPACE"})
+
+    def test_the_example_for_logrotate_is_what_is_installed(self) -> None:
+        installed = read(ROOT / "etc" / "logrotate.d" / "fwdrelay")
+        (told,) = [each for each in blocks(self.page) if each.startswith("/var/log/")]
+        self.assertIn(told, installed)
+
+    def test_a_session_that_lasts(self) -> None:
+        told = [
+            json.loads(line)
+            for block in blocks(section(self.page, "Long sessions"), "json")
+            for line in block.splitlines()
+        ]
+        self.assertEqual([(each["reason"], each["code"]) for each in told], [(PROGRESS, "--")])
+        self.assertNotIn(PROGRESS, [reason.word for reason in Reason])
+
+    def test_every_level(self) -> None:
+        told = [spans(level)[0] for level, *_ in rows(section(self.page, "Levels")) if level]
+        self.assertLessEqual({"critical", "error", "warn", "info"}, set(told))
+
+    def test_every_warning_and_error_is_explained_and_no_other(self) -> None:
+        told = [
+            (spans(level)[0], spans(line)[0])
+            for level, line, _ in rows(section(self.page, "Warnings and errors"))
+        ]
+        used: set[tuple[str, str]] = set()
+        messages = set(warnings_and_errors())
+        self.assertGreater(len(messages), 20)
+        for level, message in messages:
+            explained = {row for row in told if row[0] == level and is_like(message, row[1])}
+            self.assertEqual(len(explained), 1, f"{level}: {message}: {explained}")
+            used |= explained
+        self.assertEqual(set(told) - used, set())
+
+
+def warnings_and_errors() -> Iterator[tuple[str, str]]:
+    """
+    The level and the first line of each that the program may log, with `…` for its fields; those without, which are
+    nothing but fields, left out.
+    """
+    for path in sorted((ROOT / "fwdrelay").rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(read(path))))
+        sentences: dict[str, str] = {}
+        for node in nodes:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=known)], value=ast.Constant(value=str(text))):
+                    sentences[known] = text
+        for node in nodes:
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(
+                        value=ast.Name(id="log" | "_log") | ast.Attribute(attr="log" | "_log"),
+                        attr="warn" | "error" as level,
+                    ),
+                    args=[ast.Constant() | ast.Name() as said, *_],
+                ):
+                    text = sentences[said.id] if isinstance(said, ast.Name) else str(said.value)
+                    message = re.sub(r"\{[^}]*\}", "…", text.partition("\n")[0])
+                    if message.strip("… "):
+                        yield level, message
+
+
+def is_like(message: str, told: str) -> bool:
+    """Whether `told` is `message`, but for what `…` stands for in it."""
+    pattern = ".*".join(re.escape(part) for part in told.split("…"))
+    return re.fullmatch(pattern, message) is not None
+
+
+class TracingPageTests(SynchronousTestCase):
+    def test_every_step(self) -> None:
+        told = [
+            step
+            for cells in rows(section(read(ROOT / "docs" / "tracing.md"), "The steps"))
+            for step in spans(cells[0])
+        ]
+        self.assertEqual(told, list(STEPS))
 
 
 class PagesTests(SynchronousTestCase):

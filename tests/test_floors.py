@@ -20,19 +20,19 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fwdrelay"
 
 FLOORS: Mapping[int, str] = {
     6: "tap",
-    5: "relay parts process demo",
+    5: "relay parts process demo steering",
     4: "frontend admin ctl",
     3: "session dial handshake admit observe",
     2: "upstream",
     1: "pump wire tls",
-    0: "config interfaces plugins errors address deadlines networks words",
+    0: "config interfaces plugins errors address deadlines histogram networks words",
 }
 """What stands on which floor. A subpackage stands there with all that is in it."""
 
 NEIGHBOURS: Mapping[str, str] = {
-    "relay": "parts process demo",
-    "session": "dial",  # a session dials for its client
-    "dial": "handshake",
+    "relay": "parts process demo steering",
+    "session": "dial observe",  # a session dials for its client, and tells whoever follows it
+    "dial": "handshake observe",
     "tls": "wire",  # what a hello says decides which certificate is shown
     "admit": "session",  # for the reasons that sessions and refusals share
     "config": "errors",

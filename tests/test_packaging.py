@@ -160,6 +160,9 @@ class LifeTests(SynchronousTestCase):
 
         self.assert_lists_fwdrelay(installed.twistd("--help"))
         self.assertIn("--port", installed.twistd("fwdrelay", "--help"))
+        (version,) = re.findall(r"fwdrelay-([^-]+)-", built()[1].name)
+        told = run(str(installed.bin / "fwdrelayctl"), "--version")
+        self.assertEqual(told, f"fwdrelayctl {version}\n")
 
         # A cache of before the plugin, on a machine that lets nobody renew it.
         prefix = self.without_rights_to_write(installed.site)

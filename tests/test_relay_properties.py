@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 from hypothesis import given, settings
@@ -33,13 +33,20 @@ from fwdrelay.config.model import (
 )
 from fwdrelay.errors import DiscoveryFailed, FwdrelayError
 from fwdrelay.interfaces import Found
+from fwdrelay.networks import Networks
+from fwdrelay.observe.snapshot import TARGET_STATES, Counters, Status
+from fwdrelay.observe.trace import STEPS as TRACE_STEPS
+from fwdrelay.observe.trace import TraceStep
 from fwdrelay.relay import Relay
 from fwdrelay.session import Session, Side, State
+from fwdrelay.steering import Steering
 from fwdrelay.upstream import Pool, Target
 from tests.case import SynchronousTestCase
 from tests.session.test_session import Transport
 
+T = TypeVar("T")
 STEPS = 60
+CLIENTS = Networks([ip_network("192.0.2.10/32")])
 
 
 class Peer(Transport):
@@ -228,6 +235,18 @@ class Election:
         return self.chance.choice(candidates)
 
 
+def ready(coroutine: Coroutine[Any, Any, T]) -> T:
+    """
+    @return: what it returns without waiting for anything.
+    """
+    done: list[Any] = []
+    Deferred.fromCoroutine(coroutine).addBoth(done.append)
+    [result] = done
+    if isinstance(result, Failure):
+        result.raiseException()
+    return cast("T", result)
+
+
 class World:
     """
     A relay, and what may happen to it.
@@ -248,10 +267,15 @@ class World:
         self.logs: list[Any] = []
         self.relay = Relay(self.some_config(), self.reactor)
         self.relay._open_access_log = self.open_log  # type: ignore[method-assign]
+        self.steering = Steering(self.relay, self.reactor)
+        self.watching: list[Callable[[], None]] = []
+        self.traces_over: set[str] = set()
 
     def open_log(self, config: RelayConfig) -> Any:
-        log = mock.Mock()
-        log.session_ended = lambda event: self.told.update([event.session])
+        log = mock.Mock(dropped=0)
+        log.session_ended = lambda event: self.told.update(
+            [event.session] if event.reason != "progress" else []
+        )
         self.logs.append(log)
         return log
 
@@ -344,6 +368,7 @@ class World:
             relay=RelayConfig(
                 drain_timeout=self.chance.choice((0.0, 4.0)),
                 access_log=self.chance.choice(("stdout", "/other")),
+                access_log_interval=self.chance.choice((0.0, 2.0)),
                 nameservers=self.chance.choice(((), ("192.0.2.53:53",))),
             ),
         )
@@ -432,11 +457,49 @@ class World:
             self.reactor.advance(max(calls[0].getTime() - self.reactor.seconds(), 0))
         self.reactor.advance(until - self.reactor.seconds())
 
+    # What operators do.
+
+    def is_steered(self) -> None:
+        pools = [pool for pool in self.relay.pools.values() if pool.targets]
+        if pools:
+            pool = self.chance.choice(pools)
+            label = self.chance.choice(pool.targets).label
+            state = self.chance.choice((None, "ready", *TARGET_STATES))
+            weight = self.chance.choice((None, 1, 7))
+            shown = ready(self.steering.steer_target(pool.name, label, state, weight))
+            self.test.assertIn(state, (None, shown.state))
+            self.test.assertIn(weight, (None, shown.weight))
+
+    def is_killed(self) -> None:
+        sessions = self.open_sessions()
+        if sessions:
+            session = self.chance.choice(sessions)
+            ready(self.steering.end_session(session.name))
+            self.test.assertIs(session.state, State.CLOSED)
+
+    def is_watched(self) -> None:
+        """By one at a time, of sessions as they come and go, and of what is decided about them."""
+        for leave in self.watching:
+            leave()
+        self.watching.clear()
+        if self.chance.random() < 0.7:
+            self.watching += [
+                self.steering.subscribe(lambda event: None),
+                self.steering.trace(self.chance.choice((None, CLIENTS)), self.traced),
+            ]
+
+    def traced(self, step: TraceStep) -> None:
+        """No session is told of after its end."""
+        self.test.assertIn(step.step, TRACE_STEPS)
+        self.test.assertNotIn(step.session, self.traces_over)
+        if step.step == "ended":
+            self.traces_over.add(step.session)
+
     # What must be so.
 
     def check(self) -> None:
         test, relay = self.test, self.relay
-        for listener in relay._all_listeners():
+        for listener in relay.all_listeners():
             self.listeners[id(listener)] = listener
         self.pools.update((id(pool), pool) for pool in relay.pools.values())
         sessions = self.open_sessions()
@@ -489,6 +552,26 @@ class World:
             unclosed = [log for log in self.logs if not log.close.called]
             test.assertEqual(unclosed, [relay._access_log])
         test.assertEqual(set(self.told.values()) - {1}, set())
+        self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """What is scraped fits together, and never goes down."""
+        counters: Counters = ready(self.steering.counters())
+        status: Status = ready(self.steering.status())
+        self.test.assertEqual(status.totals.sessions, len(self.open_sessions()))
+        by_name: Counter[str] = Counter()
+        for shown in status.listeners:
+            by_name[shown.name] += shown.sessions
+        let_in = {shown.name: shown.sessions_total for shown in status.listeners}
+        for each in counters.listeners:
+            ended, refused = sum(each.ended.values()), sum(each.rejected.values())
+            self.test.assertEqual(each.active, by_name[each.listener])
+            self.test.assertLessEqual(each.active + ended - refused, let_in[each.listener])
+        for pool in ready(self.steering.pools()):
+            shares = sum(target.share for target in pool.targets)
+            self.test.assertTrue(shares == 0 or abs(shares - 1) < 0.01, shares)
+            for target in pool.targets:
+                self.test.assertTrue(target.state == "ready" or target.share == 0)
 
     def nobody_waits_beside_a_free_place(self) -> None:
         """True once a turn was had."""
@@ -545,8 +628,11 @@ class RelayPropertiesTests(SynchronousTestCase):
                         world.found,
                         world.target_changes,
                         world.dials_break,
+                        world.is_steered,
+                        world.is_killed,
+                        world.is_watched,
                     ),
-                    (6, 5, 2, 4, 2, 2, 3, 2, 0.5),
+                    (6, 5, 2, 4, 2, 2, 3, 2, 0.5, 1.5, 0.5, 1),
                 )[0]
                 step()
                 world.check()

@@ -386,7 +386,7 @@ class RefusedTests(TapTestCase):
             ("--keepalive", "10h", "32767s is the most"),
             ("--user-timeout", "x", "is not a duration"),
             ("--user-timeout", "600h", "2147483s is the most"),
-            ("--access-log", "", "off, stdout or the path of a file"),
+            ("--access-log", "", "off, stdout, journald or the path of a file"),
             ("--max-sessions", "-1", "whole number from 0 up"),
             ("--max-sessions-per-client", "x", "whole number from 0 up"),
             ("--allow", "localhost", "10.0.0.0/8, 2001:db8::/32 or one address"),
@@ -551,7 +551,8 @@ class FileTests(TapTestCase):
                 try:
                     config = self.options(*words).config
                 except SystemExit:
-                    self.assertIn(f"--{option}: ", stderr.getvalue())
+                    key = f"relay.{option.replace('-', '_')}"
+                    self.assertRegex(stderr.getvalue(), f"(--{option}|{key}): ")
                 else:
                     self.assertNotEqual(config.relay, self.options().config.relay, option)
 

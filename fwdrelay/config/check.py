@@ -19,12 +19,13 @@ from typing import TypeAlias
 from attrs import evolve, field, frozen
 
 from ..errors import ConfigError
-from .grammar import Endpoint
+from .grammar import Endpoint, is_loopback
 from .model import (
     Config,
     ListenerConfig,
     ListenerTLSConfig,
     PoolConfig,
+    RelayConfig,
     RouteConfig,
     TargetConfig,
     UpstreamTLSConfig,
@@ -135,6 +136,7 @@ def findings(config: Config) -> Iterator[Finding]:
     """What is wrong, each with the places that it was concluded from."""
     if not config.listeners:
         yield Finding(("listener",), "there is none: say where to listen, in a [[listener]]")
+    yield from _relay(config.relay)
     yield from _listeners(config)
     for index, listener in enumerate(config.listeners):
         yield from _listener(("listener", index), listener, [pool.name for pool in config.pools])
@@ -142,6 +144,18 @@ def findings(config: Config) -> Iterator[Finding]:
         yield from _pool(pool, config.demo)
     if not config.demo:
         yield from _circles(config)
+
+
+def _relay(relay: RelayConfig) -> Iterator[Finding]:
+    admin, token_file = ("relay", "admin"), ("relay", "admin_token_file")
+    if not is_loopback(relay.admin) and not relay.admin_token_file:
+        yield Finding(
+            admin,
+            f"{relay.admin} can be reached from other machines: say admin_token_file, too, or take 127.0.0.1",
+            (admin, token_file),
+        )
+    if relay.admin_token_file and relay.admin == "off":
+        yield Finding(token_file, "it goes with admin, which is off", (admin, token_file))
 
 
 def _listeners(config: Config) -> Iterator[Finding]:

@@ -14,8 +14,6 @@ import socket
 import warnings
 
 from attrs import frozen
-from twisted.internet.abstract import isIPv6Address
-from twisted.internet.endpoints import serverFromString
 
 from .model import BALANCES, DiscoverConfig, Network, Rate, TargetConfig
 
@@ -192,6 +190,9 @@ def _parse_target_address(address: str, text: str) -> tuple[str, int, str]:
             return _canonical(host[1:-1]), port, ""
         except ValueError:
             raise ValueError(f"{text!r}: {host} is not an IPv6 address") from None
+    # Not at the top, nor are endpoints: fwdrelayctl reads addresses, too, and should not wait for Twisted.
+    from twisted.internet.abstract import isIPv6Address
+
     if isIPv6Address(host):
         raise ValueError(f"{text!r} is ambiguous: write an IPv6 address as [{host}]:{port_text}")
     if ":" in host:
@@ -423,9 +424,60 @@ def parse_log(text: str) -> str:
     """
     if not text or "\0" in text:
         raise ValueError(
-            f"{text!r} is not where a log can go: write off, stdout or the path of a file"
+            f"{text!r} is not where a log can go: write off, stdout, journald or the path of a file"
         )
     return text
+
+
+def parse_admin(text: str) -> str:
+    """
+    @param text: `off`, `unix:PATH`, `ADDR:PORT`, `[IPV6]:PORT` or `localhost:PORT`, which is 127.0.0.1.
+    @return: the same, `unix:` with an absolute path.
+    """
+    given = text.strip()
+    if given == "off":
+        return given
+    wrong = (
+        f"{text!r} is not where it can be served: write ADDR:PORT, [IPV6]:PORT, unix:PATH or off"
+    )
+    if given.startswith("unix:"):
+        path = given.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise ValueError(wrong)
+        return f"unix:{os.path.abspath(path)}"
+    address, _, port_text = given.rpartition(":")
+    if address == "localhost":
+        address = "127.0.0.1"
+    try:
+        port = parse_port(port_text, lowest=0)
+        bracketed = address.startswith("[") and address.endswith("]")
+        host = ipaddress.ip_address(address[1:-1] if bracketed else address)
+        if bracketed != (host.version == 6):
+            raise ValueError
+    except ValueError:
+        raise ValueError(wrong) from None
+    return f"[{host}]:{port}" if bracketed else f"{host}:{port}"
+
+
+def split_admin(admin: str) -> tuple[str, int]:
+    """
+    @param admin: `ADDR:PORT` or `[IPV6]:PORT`, of `parse_admin`.
+    @return: address and port.
+    """
+    host, _, port = admin.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(admin: str) -> bool:
+    """
+    @param admin: of `parse_admin`.
+    @return: whether only this machine can reach it.
+    """
+    return not _is_tcp(admin) or ipaddress.ip_address(split_admin(admin)[0]).is_loopback
+
+
+def _is_tcp(admin: str) -> bool:
+    return admin != "off" and not admin.startswith("unix:")
 
 
 def parse_file(text: str) -> str:
@@ -449,6 +501,10 @@ def parse_endpoint(text: str) -> str:
         raise ValueError(f"{text!r} is not an endpoint: it begins with one of {kinds}")
     if kind == "systemd":  # what that takes depends on the environment
         return text
+    from twisted.internet.endpoints import (
+        serverFromString,
+    )  # who asks for less need not wait for it
+
     try:
         serverFromString(None, text)
     except (TypeError, ValueError, RuntimeError):  # the last for a backslash at the end

@@ -21,6 +21,8 @@ Count: TypeAlias = Annotated[int, "count"]
 BALANCES = ("round-robin", "least-sessions", "random-two", "source-hash", "first")
 PUMPS = ("auto", "splice", "buffered")
 ACCESS_LOG_FORMATS = ("json", "tcplog")
+LOGS = ("off", "stdout", "journald")
+"""Where an access log can go, besides a file."""
 ACCEPT_PROXY = ("off", "optional", "required")
 SEND_PROXY = ("off", "v1", "v2")
 PumpName: TypeAlias = Literal["auto", "splice", "buffered"]
@@ -347,13 +349,19 @@ class RelayConfig:
 
     @ivar keepalive: silence before TCP probes whether a peer is still there.
     @ivar user_timeout: how long sent data may stay unacknowledged.
-    @ivar access_log: `off`, `stdout` or the path of a file.
+    @ivar admin: where metrics, API and dashboard are served: `off`, `unix:PATH`, `ADDR:PORT` or `[IPV6]:PORT`.
+    @ivar admin_token_file: what that holds has to be shown by whoever asks there by TCP; empty: nothing has.
+    @ivar access_log: `off`, `stdout`, `journald` or the path of a file.
+    @ivar access_log_interval: how often a session that lasts is told of while it does.
     @ivar nameservers: that discovery asks, as `ADDR:PORT`; empty: those of the system.
     """
 
     pump: PumpName = "auto"
+    admin: str = "off"
+    admin_token_file: str = ""
     access_log: str = "stdout"
     access_log_format: AccessLogFormat = "json"
+    access_log_interval: Seconds = 0.0
     drain_timeout: Seconds = 30.0
     keepalive: Seconds = 60.0
     user_timeout: Seconds = 0.0

@@ -51,6 +51,7 @@ from .grammar import (
     LONGEST_USER_TIMEOUT,
     SHORTEST_CHECK,
     parse_address,
+    parse_admin,
     parse_balance,
     parse_discover,
     parse_duration,
@@ -69,6 +70,7 @@ from .grammar import (
     parse_target_or_srv,
 )
 from .model import (
+    LOGS,
     Admit,
     Config,
     Count,
@@ -221,9 +223,10 @@ def _line_and_column(text: str, end: int) -> tuple[int, int]:
 def _placed(config: Config, folder: str, overrides: Mapping[str, object]) -> Config:
     """A configuration without relative paths."""
     log = config.relay.access_log
-    if log not in ("off", "stdout"):
+    if log not in LOGS:
         log = os.path.join(folder, log)
-    relay: dict[str, Any] = {"access_log": log, **overrides}
+    token_file = _file_placed(config.relay.admin_token_file, folder)
+    relay: dict[str, Any] = {"access_log": log, "admin_token_file": token_file, **overrides}
     return attrs.evolve(
         config,
         relay=attrs.evolve(config.relay, **relay),
@@ -514,7 +517,10 @@ def _escaped(text: str) -> str:
 
 HOOKS: Mapping[type, Mapping[str, Hook]] = {
     RelayConfig: {
+        "admin": _text(parse_admin),
+        "admin_token_file": _text(parse_file, or_empty=True),
         "access_log": _text(parse_log),
+        "access_log_interval": _duration(),
         "keepalive": _duration(LONGEST_KEEPALIVE),
         "user_timeout": _duration(LONGEST_USER_TIMEOUT),
         "nameservers": _list(_text(parse_nameserver)),

@@ -1,6 +1,7 @@
 """Where clients come in: bound addresses, and the policy for who comes in there."""
 
 from .addresses import Addresses, Key, keys
-from .listener import Listener
+from .listener import ClientProtocol, Listener
+from .totals import Totals
 
-__all__ = ["Addresses", "Key", "Listener", "keys"]
+__all__ = ["Addresses", "ClientProtocol", "Key", "Listener", "Totals", "keys"]

@@ -97,6 +97,13 @@ class Addresses:
                 where_to=listener.where_to,
             )
 
+    def texts(self, listener: Listener) -> tuple[str, ...]:
+        """
+        @return: where it can be connected to now, as logs write it.
+        """
+        ports = [self.bound[key] for key in keys(listener.config) if key in self.bound]
+        return tuple(address_text(port.getHost()) for port in ports)
+
     def close(self, which: Iterable[Key]) -> None:
         """
         Accept who was promised a connection there, then nobody any more: that much is done at once. They

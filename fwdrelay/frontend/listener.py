@@ -8,9 +8,9 @@ in `fwdrelay.frontend.addresses`.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -23,15 +23,19 @@ from ..deadlines import Deadlines
 from ..dial import Dialer
 from ..interfaces import IAdmission, IPump
 from ..networks import Networks
+from ..observe.audience import Audience
 from ..observe.events import SessionEnded
+from ..observe.feed import SessionOpened
 from ..session import Policy, Reason, Session, Side
 from ..tls import Peer, ServerTLS
 from ..upstream import Pool
 from ..wire.clienthello import ClientHello
 from ..wire.proxyprotocol import ProxyHeader, TLSFacts, Version, header
-from ..words import some
+from ..words import counted, some
 from .opening import Opening
+from .progress import Progress
 from .refusals import Refusals
+from .totals import Totals
 
 
 class ClientProtocol(Side):
@@ -43,6 +47,8 @@ class ClientProtocol(Side):
     @ivar presented: the PROXY header it came with.
     @ivar hello: its ClientHello, where that was looked at.
     @ivar peer: who it is, where TLS is terminated.
+    @ivar named: whether the log is to tell of it, where it was refused at once.
+    @ivar progress: sees to it that its session is told of while it lasts.
     """
 
     factory: Listener
@@ -51,6 +57,8 @@ class ClientProtocol(Side):
     presented: ProxyHeader | None = None
     hello: ClientHello | None = None
     peer: Peer | None = None
+    named = True
+    progress: Progress | None = None
     _local: str | None = None
 
     def connectionMade(self) -> None:
@@ -88,6 +96,11 @@ class ClientProtocol(Side):
             return () if self.peer.alpn is None else (self.peer.alpn,)
         return () if self.hello is None else self.hello.alpn
 
+    @property
+    def alpn_told(self) -> str | None:
+        """The same as log and API tell it."""
+        return _brief(",".join(self.alpn)) or None
+
     def proxy_header(self, version: Version) -> bytes:
         transport, peer = self.transport, self.peer
         facts = None
@@ -123,12 +136,14 @@ class Listener(ServerFactory):
     """
     @param pools: all there are, by name.
     @param admissions: what the configuration's `admit.plugins` name.
-    @param tell: gets each ended session that is to be told of; None where nobody listens.
+    @param audience: whom its sessions are told to.
+    @param totals: where they are counted.
     @param left: called when a session that was let in has ended.
     @param pump: that its clients' transports come from.
     @ivar sessions: those that are open.
     @ivar refusals: what became of those who may not enter.
     @ivar tls: how TLS is terminated; None: it is not.
+    @ivar totals: what has become of its clients.
     @ivar routes_by_hello: whether some of its routes want to know a ClientHello.
     """
 
@@ -146,14 +161,16 @@ class Listener(ServerFactory):
         pump: IPump,
         dialer: Dialer,
         deadlines: Deadlines,
-        tell: Callable[[SessionEnded], None] | None,
+        audience: Audience,
+        totals: Totals,
         left: Callable[[], None],
         all_active: Callable[[], int],
     ) -> None:
         self.name = config.name
         self.sessions: set[Session] = set()
-        self.refusals = Refusals(config.name, clock)
-        self.tell = tell
+        self.totals = totals
+        self.refusals = Refusals(config.name, clock, totals.refused)
+        self._audience = audience
         self.clock = clock
         self.pump = pump
         self.deadlines = deadlines
@@ -182,6 +199,7 @@ class Listener(ServerFactory):
         self._opens_at_once = not (self._accepts_headers or self.routes_by_hello or tls is not None)
         self._by_client = any(route.config.client for route in self._routes)
         self._admission.change(config, admissions)
+        self.totals.forget_pools(but=set(pools))
         self._policy = Policy(
             config.timeouts, self._dialer, self.deadlines, self.clock, self._session_ended
         )
@@ -209,17 +227,25 @@ class Listener(ServerFactory):
         refused = let_in(client)
         if refused is not None:
             # In a flood this is all that is done for each.
-            if self.refusals.add(refused.reason):
+            client.named = self.refusals.add(refused.reason)
+            if client.named or self._is_followed(client):
                 self._session_of(client).refuse(refused.reason, refused.why)
             else:
                 client.transport.abortConnection()
             return
         client.admitted = True
+        self.totals.let_in += 1
         session = self._session_of(client)
+        if self._audience.feed.wanted:
+            self._audience.opened(partial(self._opened, session, client))
+        if self._audience.log_interval:
+            self._tell_progress_of(session, client)
+        if session.trace is not None and not self._accepts_headers:
+            session.trace.tell("admitted", self.fullness)
         if not self._opens_at_once:
             session.open(Opening(self, session, client))
             return
-        session.pool = self.route(client) if self._routes else self.pool
+        session.pool = self.route(session, client) if self._routes else self.pool
         if session.pool is None:
             session.refuse(Reason.NO_ROUTE)
         else:
@@ -228,7 +254,54 @@ class Listener(ServerFactory):
     def _session_of(self, client: ClientProtocol) -> Session:
         session = Session(self._policy, next(_numbers), client, self.clock.seconds(), None)
         self.sessions.add(session)
+        self.follow(session, client)
         return session
+
+    # Who looks on.
+
+    def _is_followed(self, client: ClientProtocol) -> bool:
+        watchers = self._audience.tracer.watchers
+        return bool(watchers) and any(watcher.wants(client.host) for watcher in watchers)
+
+    def follow(self, session: Session, client: ClientProtocol) -> None:
+        """Follow `session`, if somebody wants to, as far as it is known who its client is."""
+        if session.trace is not None:
+            session.trace.identified(client.address)
+            return
+        if not self._audience.tracer.watchers:
+            return
+        session.trace = self._audience.tracer.trace(
+            session.name, self.name, client.address, client.host, session.started
+        )
+        if session.trace is not None:
+            session.trace.tell("accepted", f"at {client.local}")
+
+    @property
+    def fullness(self) -> str:
+        """How many sessions there are, in words."""
+        most = self.config.max_sessions
+        if most:
+            return f"{self.active} of {most} sessions"
+        return f"{counted(self.active, 'session')} now"
+
+    def _opened(self, session: Session, client: ClientProtocol) -> SessionOpened:
+        return SessionOpened(
+            time=time.time(),
+            session=session.name,
+            listener=self.name,
+            client=client.address,
+            local=client.local,
+        )
+
+    def _tell_progress_of(self, session: Session, client: ClientProtocol) -> None:
+        client.progress = Progress(session, self._lasts)
+        self.deadlines.set(client.progress, session.started + self._audience.log_interval)
+
+    def _lasts(self, session: Session) -> float:
+        self._audience.lasts(partial(self._event, session, "progress", "--"))
+        return self._audience.log_interval
+
+    # Who may enter, and where to.
 
     def _let_in(self, client: ClientProtocol) -> Refused | None:
         return self._decide(client, self._admission.enter)
@@ -267,48 +340,56 @@ class Listener(ServerFactory):
         """Its header has told who it is: may it enter?"""
         return self._decide(client, self._admission.identify)
 
-    def route(self, client: ClientProtocol) -> Pool | None:
+    def route(self, session: Session, client: ClientProtocol) -> Pool | None:
         """
         @return: the pool of the first route that takes the client; of none: the listener's.
         """
         host = client.host if self._by_client else None
-        for route in self._routes:
+        for number, route in enumerate(self._routes):
             if route.takes(host, client):
+                session.tell("routed", f"to pool {route.pool.name}, by route[{number}]")
                 return route.pool
+        if self._routes:
+            to = "nowhere" if self.pool is None else f"to pool {self.pool.name}"
+            session.tell("routed", f"{to}, as no route takes it")
         return self.pool
 
     def _session_ended(self, session: Session) -> None:
         client, reason = session.client, session.reason
         assert isinstance(client, ClientProtocol)
         assert reason is not None
-        # Who was refused at once was counted before.
         summed = reason in REFUSALS or (reason is Reason.CLIENT_LEFT and session.pool is None)
-        named = not client.admitted or not summed or self.refusals.add(reason)
+        if client.admitted and summed:  # who was refused at once was counted before
+            client.named = self.refusals.add(reason)
+        if client.admitted and not summed:
+            self.totals.count(session, self.clock.seconds() - session.started)
         try:
-            if named and self.tell is not None:
-                self.tell(self._event(session))
+            if client.named:
+                self._audience.ended(partial(self._event, session, reason.word, session.code))
         finally:
             self.sessions.discard(session)
+            if client.progress is not None:
+                self.deadlines.discard(client.progress)
+                client.progress = None
             if client.admitted:
                 self._admission.leave(client.counted)
                 self._left()
 
-    def _event(self, session: Session) -> SessionEnded:
+    def _event(self, session: Session, reason: str, code: str) -> SessionEnded:
         client, upstream = session.client, session.upstream
         pool, target = session.pool, session.target
         assert isinstance(client, ClientProtocol)
-        assert session.reason is not None
         dialed = session.connected
         return SessionEnded(
             time=time.time(),
-            session=f"{_RUN}-{session.number:x}",
+            session=session.name,
             listener=self.name,
             client=client.address,
             local=client.local,
             pool=None if pool is None else pool.name,
             target=None if target is None else target.label,
-            reason=session.reason.word,
-            code=session.code,
+            reason=reason,
+            code=code,
             bytes_up=client.received,
             bytes_down=0 if upstream is None else upstream.received,
             dial_ms=None if dialed is None else _ms(dialed - session.started),
@@ -323,7 +404,7 @@ class Listener(ServerFactory):
             ),
             queued=0 if pool is None else pool.waiting,
             sni=client.server_name,
-            alpn=_brief(",".join(client.alpn)) or None,
+            alpn=client.alpn_told,
             tls=None if client.peer is None else client.peer.version,
             identity=None if client.peer is None else client.peer.identity,
             error=session.error,
@@ -388,6 +469,4 @@ REFUSALS = frozenset(
     }
 )
 """Reasons of which not every one is told."""
-# What makes a session's name unique among the relay processes of a machine.
-_RUN = f"{int(time.time()):x}-{os.getpid():x}"
 _numbers = itertools.count(1)

@@ -24,6 +24,7 @@ from ..tls import PeerRefused, ServerTLS, explain
 from ..wire import clienthello, proxyprotocol
 from ..wire.clienthello import ClientHello, HelloReader, HelloTooLong, NotClientHello
 from ..wire.proxyprotocol import SIGNATURE, BadHeader
+from ..words import some
 
 if TYPE_CHECKING:
     from .listener import ClientProtocol, Listener
@@ -94,6 +95,7 @@ class Opening:
     def _read_header(self, seen: bytes) -> bool:
         """@return: whether it was seen, or it was seen that there is none."""
         if not self._required and not proxyprotocol.looks_like(seen):
+            self._session.tell("header", "no PROXY header")
             self._stop_looking()
             self._identify()
             return True
@@ -106,6 +108,8 @@ class Opening:
             return False
         client = self._client
         client.presented, length = found
+        self._listener.follow(self._session, client)
+        self._session.tell("header", f"a PROXY header: the client is {client.address}")
         self._stop_looking()
         client.transport.take(length)
         self._identify()
@@ -116,6 +120,7 @@ class Opening:
         begun = self._begins.startswith((SIGNATURE, b"PROXY "))
         if not self._required and not begun:
             # A client that waits for the server to speak, or says something else than a header.
+            self._session.tell("header", "no PROXY header")
             self._stop_looking()
             self._identify()
         elif late:
@@ -134,6 +139,7 @@ class Opening:
         if refused is not None:
             self._refuse(refused.reason, refused.why)
         else:
+            self._session.tell("admitted", self._listener.fullness)
             self._ask_for_hello()
 
     # The ClientHello.
@@ -187,6 +193,8 @@ class Opening:
         self._stop_looking()
         self._reader = None
         self._client.hello = hello
+        if self._session.trace is not None:
+            self._session.trace.tell("hello", _told(hello))
         tls = self._listener.tls
         if tls is None:
             self._go_on()
@@ -207,6 +215,9 @@ class Opening:
             except PeerRefused as refused:
                 self._not_shaken(refused)
             else:
+                peer = client.peer
+                who = f"; it is {peer.identity}" if peer.identity else ""
+                self._session.tell("tls", f"{peer.version}, {peer.cipher}{who}")
                 self._go_on()
 
         self._handshake = Handshake(client, shaken, self._not_shaken)
@@ -231,7 +242,7 @@ class Opening:
     def _go_on(self) -> None:
         """All was said."""
         self._over()
-        self._session.opened(self._listener.route(self._client))
+        self._session.opened(self._listener.route(self._session, self._client))
 
     def _over(self) -> None:
         self._nothing_more = None  # which refers to this object, and would keep it
@@ -286,3 +297,11 @@ class Opening:
     def _stop_looking(self) -> None:
         self._look_at = self._nothing_more = None
         self._client.transport.stop_peeking()
+
+
+def _told(hello: ClientHello | None) -> str:
+    """@return: what matters of it, in words."""
+    if hello is None:
+        return "no ClientHello that can be understood"
+    name = f"asks for {hello.server_name}" if hello.server_name else "asks for no name"
+    return f"{name}; offers {some(hello.alpn)}" if hello.alpn else name

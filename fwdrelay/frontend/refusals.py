@@ -38,18 +38,18 @@ class Refusals:
     """
     Those of one listener.
 
-    @ivar total: refused clients since the start, by reason.
+    @ivar total: where refused clients are counted, by reason.
     """
 
     log = Logger()
 
-    def __init__(self, listener: str, clock: Any) -> None:
+    def __init__(self, listener: str, clock: Any, total: Counter[Reason]) -> None:
         self._listener = listener
         self._clock = clock
         self._untold: Counter[Reason] = Counter()
         self._to_name = _TO_NAME.copy()
         self._timer: Any = None
-        self.total: Counter[Reason] = Counter()
+        self.total = total
 
     def add(self, reason: Reason) -> bool:
         """

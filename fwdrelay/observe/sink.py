@@ -1,5 +1,6 @@
 """
-Where log lines go, without ever waiting: a file, or the process's standard output.
+Where log lines go, without ever waiting: what any place has to be able to do, and two of the places, a
+file and the process's standard output. The third is `fwdrelay.observe.journal`.
 
 Lines are gathered and written once per turn of the reactor. A reader that is slow makes lines wait, up
 to a bound; past it they are dropped and counted, for a relay must not stop because nobody reads its
@@ -11,25 +12,113 @@ from __future__ import annotations
 import io
 import os
 import select
+import stat
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.logger import Logger
 
 from ..errors import CannotOpenLog
+from ..words import counted
+from .events import SessionEnded
+
+BOUND = 1 << 20
+"""Bytes that may wait for a reader that is slow."""
+LAST_WAIT = 1.0
+"""Seconds that a reader has to take what is left at the end, when nothing can be held up any more. Those
+whose sessions a stop cut are among it."""
 
 # pipe(7): a pipe that polls as writable takes this much without blocking.
 _AT_ONCE = select.PIPE_BUF
-_BOUND = 1 << 20
-_RETRY = 0.05
+# A file takes all there is; a bound, lest a turn takes long.
+_AT_ONCE_OF_A_FILE = 1 << 18
+FIRST_RETRY = 0.001
+"""
+Seconds until what was not taken is tried again; twice that after each time in vain. A reader that is only busy takes
+the next few lines soon, and many would be too many if it were asked seldom.
+"""
+LONGEST_RETRY = 0.05
+RETRY_WHAT_FAILED = 1.0
+_LOOK_EVERY = 1.0
+_TELL_EVERY = 10.0
 _STDOUT = 1
-# Seconds that a reader has to take what is left at the end, when nothing can be held up any more. Those
-# whose sessions a stop cut are among it.
-LAST_WAIT = 1.0
+
+
+class ISink(Protocol):
+    """Where an access log's lines go."""
+
+    @property
+    def dropped(self) -> int:
+        """Lines that nobody took, since the start."""
+
+    def write(self, line: str, event: SessionEnded) -> None:
+        """
+        Write a line, soon.
+
+        @param line: without its end.
+        @param event: what it tells of.
+        """
+
+    def reopen(self) -> None:
+        """Begin anew where what was written to was moved away."""
+
+    def close(self, patience: float = LAST_WAIT) -> None:
+        """
+        Write what is left, as far as it is taken, and be done.
+
+        @param patience: seconds for a slow reader, for which nothing else is done.
+        """
+
+
+class Losses:
+    """
+    What was dropped: counted for good, told of in sums.
+
+    @param whose: the log whose lines they are.
+    @param clock: `twisted.internet.interfaces.IReactorTime`.
+    @param log: where it is told of.
+    @ivar total: since the start.
+    """
+
+    def __init__(self, whose: str, clock: Any, log: Logger) -> None:
+        self._whose = whose
+        self._clock = clock
+        self._log = log
+        self._untold = 0
+        self._told_at = -_TELL_EVERY
+        self.total = 0
+
+    def add(self, count: int = 1) -> None:
+        """So many more."""
+        self.total += count
+        self._untold += count
+
+    def tell(self, *, at_last: bool = False) -> None:
+        """
+        What is written to takes it again: tell what it has missed, if there is anything, though not all the
+        time.
+
+        @param at_last: nothing will be written any more, and maybe nothing was taken.
+        """
+        now = self._clock.seconds()
+        if self._untold and (at_last or now - self._told_at >= _TELL_EVERY):
+            # First: to tell of it may bring one back here.
+            untold, self._untold, self._told_at = self._untold, 0, now
+            self._log.warn(
+                "{whose} was not taken fast enough, or not at all: {lines} dropped.",
+                whose=self._whose,
+                lines=f"{counted(untold, 'line')} {'was' if untold == 1 else 'were'}",
+                dropped=untold,
+            )
 
 
 class Sink:
     """
+    A file, or standard output.
+
+    A file that was renamed or removed is begun anew, without being told to: that is looked at when something
+    is written, at most once a second.
+
     @param reactor: gives the turns.
     @param path: a file that is appended to; None for standard output.
     @raise CannotOpenLog: when the file can't be opened.
@@ -40,30 +129,52 @@ class Sink:
     def __init__(self, reactor: Any, path: str | None) -> None:
         self._reactor = reactor
         self._path = path
-        self._fd = self._open()
+        self._losses = Losses("The access log", reactor, self.log)
         self._waiting = bytearray()
-        self._dropped = 0
         self._flushing: Any = None
+        self._pause = FIRST_RETRY
+        self._stuck = False
+        """Whether more is not taken before the next try."""
+        self._begun = False
+        """Whether the first of what waits is the rest of a line."""
         self._broken = False
+        self._cannot_begin = ""
+        self._use(_standard_output() if path is None else self._open(path))
 
-    def _open(self) -> int:
-        if self._path is None:
-            return _STDOUT
+    @property
+    def dropped(self) -> int:
+        return self._losses.total
+
+    def _use(self, descriptor: int) -> None:
+        self._fd = descriptor
+        found = os.fstat(descriptor)
+        self._file = found.st_dev, found.st_ino
+        self._at_once = _AT_ONCE_OF_A_FILE if stat.S_ISREG(found.st_mode) else _AT_ONCE
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
+        self._looked = self._reactor.seconds()
+
+    def _open(self, path: str) -> int:
         try:
             # Of a pipe that nobody reads, O_NONBLOCK makes an error instead of a wait.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-            return os.open(self._path, flags, 0o640)
+            return os.open(path, flags | os.O_NOCTTY, 0o640)
         except OSError as failed:
-            raise CannotOpenLog(
-                f"cannot write the access log {self._path}: {failed.strerror}"
-            ) from None
+            why = "nobody reads that pipe" if _is_pipe(path) else failed.strerror
+            raise CannotOpenLog(f"cannot write the access log {path}: {why}") from None
 
-    def write(self, line: str) -> None:
-        """Write `line`, which brings its own end, soon."""
-        if len(self._waiting) >= _BOUND:
-            self._dropped += 1
+    def write(self, line: str, event: SessionEnded | None = None) -> None:
+        """
+        Write `line`, soon.
+
+        @param line: without its end.
+        @param event: of no account.
+        """
+        if len(self._waiting) >= BOUND and (self._stuck or not self._make_room()):
+            self._losses.add()
             return
         self._waiting += line.encode("utf-8", "backslashreplace")
+        self._waiting += b"\n"
         if self._flushing is None:
             self._flushing = self._reactor.callLater(0, self._flush)
 
@@ -71,60 +182,99 @@ class Sink:
         """
         Open the file anew by its name. Where that fails the old one is kept.
         """
-        if self._path is None:
-            return
-        self._write_what_is_taken()
-        try:
-            opened = self._open()
-        except CannotOpenLog as failed:
-            self.log.error("{failed}; going on with the old one", failed=failed)
-            return
-        os.close(self._fd)
-        self._fd = opened
+        if self._path is not None:
+            self._cannot_begin = ""
+            self._begin_anew(self._path)
 
     def close(self, patience: float = LAST_WAIT) -> None:
-        """
-        Write what is left, as far as it is taken, and be done.
-
-        @param patience: seconds for a slow reader, for which nothing else is done.
-        """
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
+        self._look()
         self._write_what_is_taken(patience)
-        self._dropped += self._waiting.count(b"\n")
-        self._tell_dropped()
-        if self._path is not None:
+        self._losses.add(self._waiting.count(b"\n"))
+        self._waiting.clear()
+        self._losses.tell(at_last=True)
+        if self._fd != _STDOUT:
             os.close(self._fd)
 
     def _flush(self) -> None:
         self._flushing = None
+        self._look()
         self._write_what_is_taken()
         if self._waiting:
-            self._flushing = self._reactor.callLater(_RETRY, self._flush)
-        else:
-            self._tell_dropped()
+            wait = RETRY_WHAT_FAILED if self._broken else self._pause
+            self._flushing = self._reactor.callLater(wait, self._flush)
+            self._pause = min(self._pause * 2, LONGEST_RETRY)
+        elif not self._broken:
+            self._losses.tell()
 
-    def _tell_dropped(self) -> None:
-        if self._dropped:
-            self.log.warn(
-                "The access log was not read fast enough: {dropped} lines were dropped.",
-                dropped=self._dropped,
-            )
-            self._dropped = 0
+    def _make_room(self) -> bool:
+        """Very many lines came within one turn, which is no reason to drop any."""
+        self._look()
+        self._write_what_is_taken()
+        return len(self._waiting) < BOUND
+
+    def _look(self) -> None:
+        """Whether the file is still what its name stands for."""
+        now = self._reactor.seconds()
+        if self._path is None or now - self._looked < _LOOK_EVERY:
+            return
+        self._looked = now
+        try:
+            found = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._begin_anew(self._path)
+        except OSError:
+            pass  # it can't be told, so it can't be opened either
+        else:
+            if (found.st_dev, found.st_ino) != self._file:
+                self._begin_anew(self._path)
+
+    def _begin_anew(self, path: str) -> None:
+        """
+        What waits goes into the new file, for the old one may be compressed by now; but for the rest of a
+        line that was begun there.
+        """
+        try:
+            opened = self._open(path)
+        except CannotOpenLog as failed:
+            if str(failed) != self._cannot_begin:
+                self._cannot_begin = str(failed)
+                self.log.error("{failed}; going on with the old one.", failed=failed)
+            return
+        self._cannot_begin = ""
+        if self._begun:
+            rest = self._waiting[: self._waiting.find(b"\n") + 1]
+            del self._waiting[: len(rest)]
+            self._finish(rest)
+        os.close(self._fd)
+        self._broken = self._stuck = False
+        self._use(opened)
+
+    def _finish(self, rest: bytearray) -> None:
+        """Write the rest of a line to a file that is about to be left."""
+        self._begun = False
+        try:
+            complete = os.write(self._fd, rest) == len(rest)
+        except OSError:
+            complete = False
+        if not complete:
+            self._losses.add()
 
     def _write_what_is_taken(self, patience: float = 0.0) -> None:
         deadline = time.monotonic() + patience
-        ready = select.poll()
-        ready.register(self._fd, select.POLLOUT)
         try:
             # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
-            while self._waiting and ready.poll(max(deadline - time.monotonic(), 0) * 1000):
+            while self._waiting and self._ready.poll(max(deadline - time.monotonic(), 0) * 1000):
                 # Whole lines, for what else the process has to say may come between.
-                end = self._waiting.rfind(b"\n", 0, _AT_ONCE) + 1
-                written = os.write(self._fd, self._waiting[: end or _AT_ONCE])
+                end = self._waiting.rfind(b"\n", 0, self._at_once) + 1
+                written = os.write(self._fd, self._waiting[: end or self._at_once])
+                if written:
+                    self._begun = self._waiting[written - 1] != ord("\n")
                 del self._waiting[:written]
-            self._broken = False
+                self._broken = False
+                self._pause = FIRST_RETRY
         except BlockingIOError:
             pass
         except OSError as failed:
@@ -134,7 +284,11 @@ class Sink:
                     reason=failed.strerror,
                 )
             self._broken = True
-            self._waiting.clear()
+            # A file that takes bytes again is to have whole lines.
+            kept = self._waiting.find(b"\n") + 1 if self._begun else 0
+            self._losses.add(self._waiting.count(b"\n", kept))
+            del self._waiting[kept:]
+        self._stuck = bool(self._waiting)
 
 
 class PatientOutput(io.TextIOBase):
@@ -144,15 +298,45 @@ class PatientOutput(io.TextIOBase):
     """
 
     def __init__(self) -> None:
+        self._fd = _standard_output()
         self._ready = select.poll()
-        self._ready.register(_STDOUT, select.POLLOUT)
+        self._ready.register(self._fd, select.POLLOUT)
+        self._cut = False
 
     def write(self, text: str) -> int:
         """Write as much of `text` as is taken at once."""
         data = text.encode("utf-8", "backslashreplace")
+        if self._cut:
+            data = b"\n" + data
         try:
             while data and any(event & select.POLLOUT for _, event in self._ready.poll(0)):
-                data = data[os.write(_STDOUT, data[:_AT_ONCE]) :]
+                written = os.write(self._fd, data[:_AT_ONCE])
+                self._cut = data[written - 1 : written] != b"\n"
+                data = data[written:]
         except OSError:
             pass  # nowhere is left to tell of it
+        if not data:
+            self._cut = False
         return len(text)
+
+
+def _standard_output() -> int:
+    """
+    A terminal is opened anew: it polls as writable with room for a single byte, and a write of more than that
+    would wait for whoever has stopped it. For a descriptor that others have, too, O_NONBLOCK would be theirs
+    as well.
+    """
+    try:
+        if os.isatty(_STDOUT):
+            flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(os.ttyname(_STDOUT), flags)
+    except OSError:
+        pass  # somebody else's terminal
+    return _STDOUT
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        return False

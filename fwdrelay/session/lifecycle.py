@@ -116,6 +116,7 @@ class Reason(Enum):
     MAX_SESSIONS = "max-sessions", "P"
     MAX_SESSIONS_PER_CLIENT = "max-sessions-per-client", "P"
     DRAIN_TIMEOUT = "drain-timeout", "K"
+    KILLED = "killed", "K"
     STOPPED = "stopped", "K"
 
     __hash__ = object.__hash__  # as of `State`: refusals are counted by it

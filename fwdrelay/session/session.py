@@ -10,6 +10,8 @@ the sides report ends and resets; `Session._close` is the one way out. Bytes don
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -22,6 +24,7 @@ from twisted.python.failure import Failure
 from ..config import Timeouts
 from ..deadlines import Deadlines
 from ..dial import AllFailed, Dialed, Dialer
+from ..observe.trace import Trace
 from ..pump.secure import Truncated
 from ..upstream import Pool, Target
 from .lifecycle import Input, Reason, State, after, code
@@ -31,10 +34,15 @@ _REASON_OF_CAUSE = {
     "timeout": Reason.DIAL_TIMEOUT,
     "no-resources": Reason.NO_RESOURCES,
 }
+# What makes a session's name unique among the relay processes of a machine.
+_RUN = f"{int(time.time()):x}-{os.getpid():x}"
 _BEFORE_RELAYING = (State.OPENING, State.QUEUED, State.DIALING)
 # How often to look whether a peer has acknowledged everything: the first and the longest wait.
 _FIRST_LOOK = 0.005
 _LONGEST_LOOK = 0.5
+# How often to look whether the first bytes of a session that is followed have come: as the two above.
+_FIRST_BYTES_LOOK = 0.01
+_LONGEST_FIRST_BYTES_LOOK = 1.0
 
 
 @frozen(eq=False)
@@ -94,6 +102,7 @@ class Session:
     @ivar reason: why it ended; set as soon as that is decided.
     @ivar error: what the system said about it.
     @ivar code: HAProxy's two letters, once it has ended.
+    @ivar trace: follows it; None, as for nearly all: nobody does.
     """
 
     log: ClassVar[Logger] = Logger()
@@ -112,6 +121,7 @@ class Session:
     reason: Reason | None = None
     error: str | None = None
     code: str = ""
+    trace: Trace | None = None
     bucket: set[Any] | None = None
     _opening: IOpening | None = None
     _lingers: bool = False
@@ -128,6 +138,16 @@ class Session:
         if policy.lifetime < math.inf:
             policy.deadlines.set(self, self.started + policy.lifetime)
         self._elect()
+
+    @property
+    def name(self) -> str:
+        """What log and API call it."""
+        return f"{_RUN}-{self.number:x}"
+
+    def tell(self, step: str, detail: str) -> None:
+        """Tell whoever follows it."""
+        if self.trace is not None:
+            self.trace.tell(step, detail)
 
     @property
     def client_host(self) -> str | None:
@@ -156,6 +176,8 @@ class Session:
 
     def _queue(self, pool: Pool) -> None:
         self.state = after(self.state, Input.QUEUED)
+        if self.trace is not None:
+            self.trace.tell("queued", f"behind {pool.waiting} others: {pool.why_none()}")
         if not pool.wait(self):
             self._close(Input.REFUSED, Reason.QUEUE_FULL)
             return
@@ -178,6 +200,8 @@ class Session:
     def _dial(self, target: Target) -> None:
         policy, pool = self.policy, self.pool
         assert pool is not None
+        if self.trace is not None:
+            self.trace.tell("elected", f"{target.label}: {pool.why(target, self.tried)}")
         build: Callable[[], UpstreamSide] = UpstreamSide
         version = pool.config.send_proxy
         if version != "off":
@@ -189,6 +213,7 @@ class Session:
             build,
             self.client_host,
             self.tried,
+            self.trace,
         )
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._dial_failed)
@@ -225,12 +250,14 @@ class Session:
         @param answered: it was told so, and should be able to read that.
         """
         self.error = detail
+        self.tell("refused", detail or reason.word)
         self._lingers = answered
         self._close(Input.TIMED_OUT if late else Input.REFUSED, reason)
 
     def refuse(self, reason: Reason, why: str | None = None) -> None:
         """The client may not enter; `why` is for the log."""
         self.error = why
+        self.tell("refused", why or reason.word)
         self._close(Input.REFUSED, reason)
 
     def cut(self, reason: Reason) -> None:
@@ -252,6 +279,9 @@ class Session:
         client.transport.resumeProducing()
         upstream.transport.resumeProducing()
         self._wait()
+        if self.trace is not None:
+            self.trace.tell("connected", f"{dialed.target.label}; relaying")
+            self._look_for_first_bytes(self.trace, _FIRST_BYTES_LOOK)
         if client.reset is not None:  # see _has_more_to_say
             self.side_reset(client)
         # Before this session could be told of it; and the client's reset may have ended it.
@@ -259,6 +289,25 @@ class Session:
             self.side_reset(upstream)
         if upstream.gone:
             self.side_gone(upstream)
+
+    def _look_for_first_bytes(self, trace: Trace, wait: float) -> None:
+        """The byte path tells nobody of bytes."""
+        trace.looking = None
+        self._tell_first_bytes(trace)
+        if self.state is not State.CLOSED and not (trace.told_up and trace.told_down):
+            longer = min(wait * 2, _LONGEST_FIRST_BYTES_LOOK)
+            trace.looking = self.policy.clock.callLater(
+                wait, self._look_for_first_bytes, trace, longer
+            )
+
+    def _tell_first_bytes(self, trace: Trace) -> None:
+        client, upstream = self.client, self.upstream
+        if not trace.told_up and upstream is not None and client.received:
+            trace.told_up = True
+            trace.tell("first-byte-up", f"{client.received} bytes so far", client.heard)
+        if not trace.told_down and upstream is not None and upstream.received:
+            trace.told_down = True
+            trace.tell("first-byte-down", f"{upstream.received} bytes so far", upstream.heard)
 
     def _dial_failed(self, failure: Failure) -> None:
         self._dialing = None
@@ -281,6 +330,10 @@ class Session:
 
     def side_ended(self, side: Side) -> None:
         """`side` has sent its last byte. The other is told when it has been given everything."""
+        if self.trace is not None:
+            self._tell_first_bytes(self.trace)
+            who = "client" if side is self.client else "upstream"
+            self.trace.tell(f"{who}-ended", f"after {side.received} bytes")
         self.state = after(self.state, Input.SIDE_ENDED)
         self._changed = self.policy.clock.seconds()
         other = self._other(side)
@@ -321,6 +374,12 @@ class Session:
         from_client = side is self.client
         if self.error is None:
             self.error = getattr(side.reset, "strerror", None) or str(side.reset)
+        if self.trace is not None:
+            self._tell_first_bytes(self.trace)
+            who = "client" if from_client else "upstream"
+            self.trace.tell(
+                f"{who}-reset", getattr(side.reset, "strerror", None) or str(side.reset)
+            )
         if self.state in _BEFORE_RELAYING:
             if not self._has_more_to_say(side):
                 self._close(Input.SIDE_RESET, Reason.CLIENT_LEFT)
@@ -464,6 +523,8 @@ class Session:
         elected = self.target
         if elected is None and self.tried:
             self.target = self.tried[-1]
+        if self.trace is not None:
+            self._end_trace(self.trace)
         try:
             self.policy.ended(self)  # while the sockets can still be asked for their addresses
         finally:
@@ -471,6 +532,16 @@ class Session:
             if elected is not None:
                 assert self.pool is not None
                 self.pool.release(elected)
+
+    def _end_trace(self, trace: Trace) -> None:
+        assert self.reason is not None
+        self._tell_first_bytes(trace)
+        if trace.looking is not None:
+            trace.looking.cancel()
+            trace.looking = None
+        down = 0 if self.upstream is None else self.upstream.received
+        told = f"{self.reason.word} ({self.code}); {self.client.received} bytes up, {down} down"
+        trace.end(told if self.error is None else f"{told}; {self.error}")
 
     def _remember(self) -> None:
         """What TLS agreed on with the target makes the next handshake cheaper."""

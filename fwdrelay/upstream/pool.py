@@ -23,7 +23,7 @@ from .discovery import Following
 from .health import Health
 from .parts import PoolParts
 from .resolve import Resolver
-from .target import Target
+from .target import Target, TargetState
 
 # Of its share, what a target that starts slowly begins with.
 FIRST_SHARE = 0.1
@@ -63,7 +63,6 @@ class Pool:
     @ivar sessions: how many are on all targets, those removed included.
     @ivar tls: how TLS is spoken to its targets; None: it is not.
     @ivar by_client: whether `elect` wants to know the client.
-    @ivar notes_dials: whether `dialed` and `dial_failed` are of any use.
     """
 
     log = Logger()
@@ -172,8 +171,6 @@ class Pool:
         if self._health is not None and parts.tls is not None:
             self._health.renew_tls(parts.tls)
         self.by_client = config.balance not in _ANONYMOUS
-        health = config.health
-        self.notes_dials = bool(health.passive_failures)
         followings: dict[DiscoverConfig, Following] = {}
         before = {str(discover): each.known for discover, each in self._followings.items()}
         for discover, discovery in zip(config.discover, parts.discoveries, strict=True):
@@ -287,10 +284,7 @@ class Pool:
         removed = list(there.values())
         self.targets = tuple(members)
         self._regroup()
-        electorate = [(target, target.weight, target.tier) for target in members]
-        if electorate != self._electorate:
-            self._electorate = electorate
-            self._tell_election()
+        self._tell_election_of_changes()
         self._let_in_and_go(removed)
         parts = (
             ("added", added),
@@ -318,9 +312,10 @@ class Pool:
         Sort those that may be elected into tiers; the first that has one left is elected from. What `elect`
         asks about each target, it asks for each session.
         """
-        electable = [target for target in self.targets if target.up]
+        electable = [target for target in self.targets if target.electable]
         if not electable and self.config.health.when_all_down == "try":
-            electable = list(self.targets)
+            # They are only thought to be down; what an operator says is so.
+            electable = [target for target in self.targets if target.state == "ready"]
         tiers: dict[tuple[bool, int], list[Target]] = {}
         for target in electable:
             tiers.setdefault(target.tier, []).append(target)
@@ -369,6 +364,12 @@ class Pool:
         target: Target = elected
         return target
 
+    def _tell_election_of_changes(self) -> None:
+        electorate = [(target, target.weight, target.tier) for target in self.targets]
+        if electorate != self._electorate:
+            self._electorate = electorate
+            self._tell_election()
+
     def _tell_election(self) -> None:
         """Tell the election who there is. Whatever it makes of that, a change goes on to its end."""
         try:
@@ -398,7 +399,10 @@ class Pool:
         if not self.targets:
             return "the pool has no targets"
         if not self._tiers:
-            return "every target is down"
+            taken_out = sum(target.state != "ready" for target in self.targets)
+            if taken_out == len(self.targets):
+                return "every target was taken out by an operator"
+            return "every target is down" + (" or taken out by an operator" if taken_out else "")
         if self.config.max_sessions and self.sessions >= self.config.max_sessions:
             return "the pool has as many sessions as it may"
         return "every target that is up has as many sessions as it may"
@@ -410,8 +414,9 @@ class Pool:
         if self._waiting:
             self._serve_soon()
 
-    def dialed(self, target: Target) -> None:
-        """A session's dial has reached `target`."""
+    def dialed(self, target: Target, seconds: float) -> None:
+        """A session's dial has reached `target`, which took so long."""
+        target.dials.done(seconds)
         if self._health is not None and not target.removed:
             self._health.dialed(target)
 
@@ -421,8 +426,72 @@ class Pool:
 
         @param cause: a word of `fwdrelay.dial.CAUSES`.
         """
+        target.dials.failed(cause)
         if self._health is not None and not target.removed:
             self._health.dial_failed(target, cause, detail)
+
+    def shares(self) -> dict[Target, float]:
+        """
+        @return: which part of the next sessions is meant for each target that may get any; from 0 to 1. How
+            full they are is not looked at, nor who the clients are.
+        """
+        if self._starting:
+            self._ramp_all_up()
+        tier = self._tiers[0] if self._tiers else ()
+        if self.config.balance == "first":
+            tier = tier[:1]
+        total = sum(target.share for target in tier)
+        return {target: target.share / total for target in tier}
+
+    def why(self, elected: Target, tried: Collection[Target] = ()) -> str:
+        """
+        @return: why `elected` has just been elected, in words.
+        """
+        others = [target for target in self.targets if target is not elected]
+        passed_over = []
+        candidates = []
+        for target in others:
+            if target in tried:
+                passed_over.append(f"{target.label} was tried")
+            elif target.state != "ready":
+                passed_over.append(f"{target.label} is set to {target.state}")
+            elif not target.up and elected.up:
+                passed_over.append(f"{target.label} is down")
+            elif target.sessions >= target.limit:
+                passed_over.append(f"{target.label} is full")
+            elif target.tier != elected.tier:
+                passed_over.append(f"{target.label} is of another tier")
+            else:
+                candidates.append(target)
+        if candidates:
+            among = [elected, *candidates]
+            # Of the elected, this session is counted already.
+            had = [f"{each.label} has {each.sessions - (each is elected)}" for each in among]
+            why = f"by {self.config.balance} among {len(among)}: {some(had)}"
+        else:
+            why = "the only one left" if others else "the only one"
+        return "; ".join([why, some(passed_over)] if passed_over else [why])
+
+    # What operators want.
+
+    def steer(self, target: Target, state: TargetState | None, weight: int | None) -> None:
+        """
+        Want `target` to be so from now on, until somebody says otherwise, or a reload gives it another weight; None:
+        as it is.
+        """
+        before = target.state
+        if weight is not None and weight != target.weight:
+            target.own_weight = None if weight == target.config.weight else weight
+            target.share = target.weight
+            if target in self._starting:
+                self._ramp_up(target)
+        if state is not None:
+            target.state = state
+        self._regroup()
+        self._tell_election_of_changes()
+        if before != target.state == "down" and self.config.on_target_down == "close":
+            self._lost(target)
+        self._serve_soon()
 
     # Who waits.
 
@@ -502,13 +571,18 @@ class Pool:
             )
         else:
             self.log.warn(
-                "Target {target} of pool {pool} is down: {cause}. {how_many}{policy}.",
+                "Target {target} of pool {pool} is down: {cause}. {how_many}.",
                 target=target.label,
                 pool=self.name,
                 cause=cause,
                 how_many=how_many,
-                policy="" if left else f"; new sessions {self._when_all_down()}",
             )
+            if not left:
+                self.log.error(
+                    "Pool {pool} has no target that is up: new sessions {policy}.",
+                    pool=self.name,
+                    policy=self._when_all_down(),
+                )
             if self.config.on_target_down == "close":
                 self._lost(target)
         self._serve_soon()

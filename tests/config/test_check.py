@@ -14,6 +14,7 @@ from fwdrelay.config import (
     ListenerTLSConfig,
     PoolConfig,
     ProxyProtocolConfig,
+    RelayConfig,
     RouteConfig,
     SNIConfig,
     UpstreamTLSConfig,
@@ -463,3 +464,20 @@ class PlacesTests(SynchronousTestCase):
     def test_did_you_mean(self) -> None:
         self.assertEqual(did_you_mean("idel", ["idle", "x"]), "; did you mean idle?")
         self.assertEqual(did_you_mean("idel", ["x"]), "")
+
+
+class AdminTests(SynchronousTestCase):
+    def found(self, **relay: Any) -> list[str]:
+        config = Config(listeners=(listener(),), pools=(pool("h:1"),), relay=RelayConfig(**relay))
+        return [str(each) for each in problems(config)]
+
+    def test_what_other_machines_reach_takes_a_token(self) -> None:
+        [told] = self.found(admin="0.0.0.0:9678")
+        self.assertIn("relay.admin: 0.0.0.0:9678 can be reached from other machines", told)
+        self.assertEqual(self.found(admin="0.0.0.0:9678", admin_token_file="/t"), [])
+        for admin in ("127.0.0.1:9678", "[::1]:9678", "unix:/run/a"):
+            self.assertEqual(self.found(admin=admin), [])
+
+    def test_a_token_for_nothing(self) -> None:
+        [told] = self.found(admin_token_file="/t")
+        self.assertEqual(told, "relay.admin_token_file: it goes with admin, which is off")

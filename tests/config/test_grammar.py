@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from fwdrelay.config import BALANCES, DiscoverConfig, Rate, TargetConfig
 from fwdrelay.config.grammar import (
     Endpoint,
+    is_loopback,
     parse_address,
+    parse_admin,
     parse_balance,
     parse_count,
     parse_discover,
@@ -32,6 +35,7 @@ from fwdrelay.config.grammar import (
     parse_request_path,
     parse_target,
     parse_target_or_srv,
+    split_admin,
 )
 from tests.case import SynchronousTestCase
 
@@ -369,7 +373,31 @@ class NamesTests(GrammarTestCase):
     def test_logs(self) -> None:
         self.assertEqual([parse_log(text) for text in ("off", "/a")], ["off", "/a"])
         for text in ("", "a\0b"):
-            self.assert_refused(parse_log, text, "off, stdout or the path of a file")
+            self.assert_refused(parse_log, text, "off, stdout, journald or the path of a file")
+
+    def test_admin(self) -> None:
+        for text, meant in (
+            ("off", "off"),
+            ("127.0.0.1:9678", "127.0.0.1:9678"),
+            ("localhost:0", "127.0.0.1:0"),
+            ("[::1]:9678", "[::1]:9678"),
+            (" 0.0.0.0:1 ", "0.0.0.0:1"),
+            ("unix:/run/a.sock", "unix:/run/a.sock"),
+            ("unix:a.sock", f"unix:{Path.cwd()}/a.sock"),
+        ):
+            self.assertEqual(parse_admin(text), meant)
+        for text in (
+            *("", "on", "9678", ":9678", "127.0.0.1", "::1:9678", "[127.0.0.1]:1", "host:1"),
+            *("127.0.0.1:65536", "unix:", "unix:a\0b", "[::1:1"),
+        ):
+            self.assert_refused(parse_admin, text, "write ADDR:PORT, [IPV6]:PORT, unix:PATH or off")
+
+    def test_admin_of_this_machine_alone(self) -> None:
+        for text in ("off", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/a"):
+            self.assertTrue(is_loopback(parse_admin(text)), text)
+        for text in ("0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[2001:db8::1]:1"):
+            self.assertFalse(is_loopback(parse_admin(text)), text)
+        self.assertEqual(split_admin("[::1]:9678"), ("::1", 9678))
 
     def test_files(self) -> None:
         for text in ("web.pem", "/etc/fwdrelay/tls/web.pem", "a b"):

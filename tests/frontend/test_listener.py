@@ -20,7 +20,11 @@ from fwdrelay.config import (
 )
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.frontend.listener import ClientProtocol, Listener
+from fwdrelay.frontend.totals import Totals
+from fwdrelay.observe.audience import Audience
 from fwdrelay.observe.events import SessionEnded
+from fwdrelay.observe.feed import Feed
+from fwdrelay.observe.trace import Tracer
 from fwdrelay.session import Reason, Session, State
 from fwdrelay.tls import Peer
 from fwdrelay.wire.clienthello import ClientHello
@@ -87,6 +91,13 @@ class NeverDialing:
         return Deferred(cancelled)
 
 
+class Untold:
+    """A session that nobody follows."""
+
+    def tell(self, step: str, detail: str) -> None:
+        """To nobody."""
+
+
 class ListenerTestCase(SynchronousTestCase):
     def make(self, **config: Any) -> None:
         """
@@ -96,6 +107,7 @@ class ListenerTestCase(SynchronousTestCase):
         self.ended: list[SessionEnded] = []
         self.left = 0
         self.refused: Counter[Reason] = Counter()
+        self.audience = Audience(Feed(self.clock), Tracer(self.clock), self.ended.append)
         self.listener = Listener(
             self.config(**config),
             {name: make_pool("h:1", name=name) for name in ("web", "a", "b")},
@@ -103,7 +115,8 @@ class ListenerTestCase(SynchronousTestCase):
             pump=cast("Any", None),
             dialer=cast("Any", NeverDialing()),
             deadlines=Deadlines(self.clock),
-            tell=self.ended.append,
+            audience=self.audience,
+            totals=Totals(),
             left=self.leave,
             all_active=lambda: self.listener.active,
         )
@@ -272,7 +285,7 @@ class RouteTests(ListenerTestCase):
         return client
 
     def assert_goes(self, pool: str | None, client: ClientProtocol) -> None:
-        found = self.listener.route(client)
+        found = self.listener.route(cast("Any", Untold()), client)
         self.assertEqual(None if found is None else found.name, pool)
 
     def test_names(self) -> None:

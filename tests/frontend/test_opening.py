@@ -17,6 +17,10 @@ from fwdrelay.config import ListenerConfig, ProxyProtocolConfig, RouteConfig, Ti
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.frontend.listener import ClientProtocol, Listener
 from fwdrelay.frontend.opening import Opening
+from fwdrelay.frontend.totals import Totals
+from fwdrelay.observe.audience import Audience
+from fwdrelay.observe.feed import Feed
+from fwdrelay.observe.trace import Tracer
 from fwdrelay.session import Reason, Session
 from fwdrelay.upstream import Pool
 from fwdrelay.wire import clienthello, proxyprotocol
@@ -120,7 +124,8 @@ class OpeningTestCase(SynchronousTestCase):
             pump=cast("Any", None),
             dialer=cast("Any", None),
             deadlines=self.deadlines,
-            tell=None,
+            audience=Audience(Feed(self.clock), Tracer(self.clock)),
+            totals=Totals(),
             left=lambda: None,
             all_active=lambda: 0,
         )
@@ -135,6 +140,11 @@ class OpeningTestCase(SynchronousTestCase):
         self.opening.begin()
 
     # What it tells its session.
+
+    trace = None
+
+    def tell(self, step: str, detail: str) -> None:
+        """Nobody follows it."""
 
     def opened(self, pool: Pool | None) -> None:
         assert self.told is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -15,7 +16,7 @@ from tests.case import SynchronousTestCase
 class RefusalsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.refusals = Refusals("web", self.clock)
+        self.refusals = Refusals("web", self.clock, Counter())
         self.logged: list[Any] = []
         observer: Any = self.logged.append
         globalLogPublisher.addObserver(observer)

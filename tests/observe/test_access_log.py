@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
 
 import attrs
 
 from fwdrelay.config import ACCESS_LOG_FORMATS
-from fwdrelay.observe.access_log import FORMATS, AccessLog, json_line, tcplog_line
+from fwdrelay.observe.access_log import (
+    FORMATS,
+    PROGRESS,
+    AccessLog,
+    fields,
+    json_line,
+    tcplog_line,
+)
 from fwdrelay.observe.events import SessionEnded
-from fwdrelay.observe.sink import Sink
+from fwdrelay.observe.feed import SessionOpened
 from tests.case import SynchronousTestCase
 
 EVENT = SessionEnded(
@@ -34,6 +40,27 @@ EVENT = SessionEnded(
 NOT_DIALED = attrs.evolve(
     EVENT, target=None, dial_ms=None, reason="no-target", code="SC", error="every target is full"
 )
+
+LASTS = attrs.evolve(EVENT, reason=PROGRESS)
+
+
+class FieldsTests(SynchronousTestCase):
+    def test_of_a_session_that_has_ended_they_are_those_of_the_line(self) -> None:
+        full = attrs.evolve(EVENT, queue_ms=1.0, sni="a", alpn="h2", tls="TLSv1.3", error="why")
+        for event in (EVENT, NOT_DIALED, LASTS, full):
+            self.assertEqual(
+                list(fields(event).items()), list(json.loads(json_line(event)).items())
+            )
+
+    def test_of_a_session_that_begins_they_are_the_first_of_those(self) -> None:
+        opened = SessionOpened(
+            time=EVENT.time,
+            session=EVENT.session,
+            listener=EVENT.listener,
+            client=EVENT.client,
+            local=EVENT.local,
+        )
+        self.assertEqual(list(fields(opened).items()), list(fields(EVENT).items())[:5])
 
 
 class JsonTests(SynchronousTestCase):
@@ -102,6 +129,13 @@ class TcplogTests(SynchronousTestCase):
         line = tcplog_line(attrs.evolve(EVENT, retries=2))
         self.assertIn(" 7/3/5/4/+2 ", line)
 
+    def test_of_a_session_that_lasts_time_and_bytes_are_as_of_logasap(self) -> None:
+        self.assertEqual(
+            tcplog_line(LASTS),
+            "192.0.2.1:40000 [14/Nov/2023:22:13:17.622] web main/127.0.0.1:80"
+            " 0/1/+2501 +2000 -- 7/3/5/4/0 0/0",
+        )
+
     def test_the_time_in_the_queue_is_not_the_time_of_the_dial(self) -> None:
         line = tcplog_line(attrs.evolve(EVENT, queue_ms=400.2, dial_ms=401.4, queued=6))
         self.assertIn(" main/127.0.0.1:80 400/1/2501 ", line)
@@ -121,12 +155,36 @@ class AccessLogTests(SynchronousTestCase):
         self.assertEqual(tuple(FORMATS), ACCESS_LOG_FORMATS)
 
     def test_one_line_for_each_event(self) -> None:
-        written: list[str] = []
-
-        class Lines:
-            write = staticmethod(written.append)
-
         for name, line in FORMATS.items():
-            log = AccessLog(name, cast("Sink", cast("Any", Lines())))
+            lines = Lines()
+            log = AccessLog(name, lines)
             log.session_ended(EVENT)
-            self.assertEqual(written.pop(), line(EVENT) + "\n")
+            log.session_ended(LASTS)
+            self.assertEqual(lines.written, [(line(EVENT), EVENT), (line(LASTS), LASTS)])
+
+    def test_what_else_is_asked_of_it_is_the_sink_s(self) -> None:
+        lines = Lines()
+        log = AccessLog("json", lines)
+        log.reopen()
+        log.close(0.5)
+        self.assertEqual(lines.told, ["reopen", "close 0.5"])
+        self.assertEqual(log.dropped, 7)
+
+
+class Lines:
+    """A sink that keeps what it gets."""
+
+    dropped = 7
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, SessionEnded]] = []
+        self.told: list[str] = []
+
+    def write(self, line: str, event: SessionEnded) -> None:
+        self.written.append((line, event))
+
+    def reopen(self) -> None:
+        self.told.append("reopen")
+
+    def close(self, patience: float = 0.0) -> None:
+        self.told.append(f"close {patience}")

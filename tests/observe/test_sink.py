@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import tempfile
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest, mock
@@ -13,10 +18,10 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.errors import CannotOpenLog
 from fwdrelay.observe import sink as module
-from fwdrelay.observe.sink import Sink
+from fwdrelay.observe.sink import PatientOutput, Sink
 from tests.case import SynchronousTestCase
 
-LINE = "x" * 999 + "\n"
+LINE = "x" * 999
 
 
 class SinkTestCase(SynchronousTestCase):
@@ -44,7 +49,7 @@ class FileTests(SinkTestCase):
     def test_lines_are_written_in_order_once_a_turn(self) -> None:
         sink = Sink(self.clock, str(self.path))
         for number in range(100):
-            sink.write(f"{number}\n")
+            sink.write(f"{number}")
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.assertEqual(self.path.read_text(), "")
         self.clock.advance(0)
@@ -55,7 +60,7 @@ class FileTests(SinkTestCase):
     def test_what_is_there_already_is_kept(self) -> None:
         self.path.write_text("before\n")
         sink = Sink(self.clock, str(self.path))
-        sink.write("after\n")
+        sink.write("after")
         sink.close()
         self.assertEqual(self.path.read_text(), "before\nafter\n")
 
@@ -64,18 +69,20 @@ class FileTests(SinkTestCase):
         for _ in range(100):
             sink.write(LINE)
         sink.close()
-        self.assertEqual(self.path.read_text(), LINE * 100)
+        self.assertEqual(self.path.read_text(), (LINE + "\n") * 100)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_reopening_begins_a_new_file(self) -> None:
         sink = Sink(self.clock, str(self.path))
-        sink.write("old\n")
+        sink.write("old")
+        self.clock.advance(0)
         moved = self.path.with_suffix(".1")
         self.path.rename(moved)
+        sink.write("later")
         sink.reopen()
-        sink.write("new\n")
+        sink.write("new")
         sink.close()
-        self.assertEqual((moved.read_text(), self.path.read_text()), ("old\n", "new\n"))
+        self.assertEqual((moved.read_text(), self.path.read_text()), ("old\n", "later\nnew\n"))
 
     def test_reopening_what_cannot_be_opened_keeps_the_old(self) -> None:
         sink = Sink(self.clock, str(self.path))
@@ -83,7 +90,7 @@ class FileTests(SinkTestCase):
         self.path.rename(moved)
         self.path.mkdir()
         sink.reopen()
-        sink.write("still here\n")
+        sink.write("still here")
         sink.close()
         self.assertEqual(moved.read_text(), "still here\n")
         (told,) = self.told()
@@ -98,7 +105,7 @@ class FileTests(SinkTestCase):
 
     def test_text_that_is_no_text(self) -> None:
         sink = Sink(self.clock, str(self.path))
-        sink.write("/run/\udcff é\n")
+        sink.write("/run/\udcff é")
         sink.close()
         self.assertEqual(self.path.read_bytes(), b"/run/\\udcff \xc3\xa9\n")
 
@@ -109,17 +116,205 @@ class FileTests(SinkTestCase):
         sink = Sink(self.clock, str(self.path))
         for _ in range(3):
             sink.write(LINE)
-            self.flush()
+            self.clock.advance(0.1)
         (told,) = self.told()
         self.assertIn("No space left on device", told)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(sink.dropped, 3)
         self.path.unlink()
         sink.reopen()
-        sink.write("there is room\n")
+        sink.write("there is room")
         self.flush()
         sink.close()
         self.assertEqual(self.path.read_text(), "there is room\n")
+        _, told = self.told()
+        self.assertIn("3 lines were dropped", told)
+        self.assertEqual(sink.dropped, 3)
+
+    def test_a_line_that_a_full_disk_has_cut_is_completed_when_there_is_room(self) -> None:
+        sink = Sink(self.clock, str(self.path))
+        with full_after(sink, len(f"first\n{LINE}\n") - 1):
+            for line in ("first", LINE, "dropped", "dropped"):
+                sink.write(line)
+            self.clock.advance(0)
+            sink.write("dropped")
+            self.flush()
+        sink.write("last")
+        self.flush()
+        sink.close()
+        self.assertEqual(self.path.read_text(), f"first\n{LINE}\nlast\n")
+        self.assertEqual(sink.dropped, 3)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_line_that_was_begun_is_never_ended_in_another_file(self) -> None:
+        moved = self.path.with_suffix(".1")
+        for room in (0, 1000):
+            self.path.unlink(missing_ok=True)
+            sink = Sink(self.clock, str(self.path))
+            with full_after(sink, 3):
+                sink.write("begun")
+                self.clock.advance(0)
+                self.path.rename(moved)
+                if not room:
+                    sink.reopen()
+            if room:
+                sink.reopen()
+            sink.write("whole")
+            sink.close()
+            self.assertEqual(self.path.read_text(), "whole\n")
+            self.assertEqual(moved.read_text(), "begun\n" if room else "beg")
+            self.assertEqual(sink.dropped, 0 if room else 1)
+
+    def test_what_is_left_when_it_closes_is_dropped_and_counted(self) -> None:
+        sink = Sink(self.clock, str(self.path))
+        with full_after(sink, 3):
+            for line in ("begun", "never"):
+                sink.write(line)
+            sink.close()
+        self.assertEqual(sink.dropped, 2)
+        self.assertIn("2 lines were dropped", self.told()[-1])
+
+    def test_more_than_may_wait_within_one_turn_is_no_loss(self) -> None:
+        sink = Sink(self.clock, str(self.path))
+        for number in range(5000):
+            sink.write(f"{number:999}")
+        sink.close()
+        self.assertEqual([int(line) for line in self.path.read_text().split()], list(range(5000)))
+        self.assertEqual(sink.dropped, 0)
+
+    def test_it_is_told_now_and_then_how_much_is_lost_and_at_the_end(self) -> None:
+        sink = Sink(self.clock, str(self.path))
+        for _ in range(3):  # the second one follows too closely
+            with full_after(sink, 0):
+                sink.write(LINE)
+                self.clock.advance(0)
+            sink.write("taken")
+            self.clock.advance(4)
+        sink.close()
+        lost = [told.rpartition(": ")[2] for told in self.told() if "dropped." in told]
+        self.assertEqual(lost, ["1 line was dropped.", "2 lines were dropped."])
+        self.assertEqual(sink.dropped, 3)
+
+
+class RotationTests(SinkTestCase):
+    """A file that is moved away while it is written to, and nobody says so."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.moved = self.path.with_suffix(".1")
+        self.sink = Sink(self.clock, str(self.path))
+        self.addCleanup(lambda: self.sink.close())
+
+    def write(self, line: str, wait: float = 0.0) -> None:
+        """Write a line after a while, and let the turn pass."""
+        self.clock.advance(wait)
+        self.sink.write(line)
+        self.clock.advance(0)
+
+    def test_a_renamed_file_is_begun_anew(self) -> None:
+        self.write("one")
+        self.path.rename(self.moved)
+        self.write("two", 1)
+        self.assertEqual((self.moved.read_text(), self.path.read_text()), ("one\n", "two\n"))
+        self.assertEqual(self.told(), [])
+
+    def test_a_removed_file_is_begun_anew(self) -> None:
+        self.write("one")
+        self.path.unlink()
+        self.write("two", 1)
+        self.assertEqual(self.path.read_text(), "two\n")
+
+    def test_a_file_that_somebody_has_put_in_its_place_is_appended_to(self) -> None:
+        self.write("one")
+        self.path.rename(self.moved)
+        self.path.write_text("made by logrotate\n")
+        self.write("two", 1)
+        self.assertEqual(self.path.read_text(), "made by logrotate\ntwo\n")
+
+    def test_it_is_looked_at_once_a_second(self) -> None:
+        self.write("one", 1)
+        self.path.rename(self.moved)
+        for _ in range(3):
+            self.write("two", 0.3)
+        self.write("three", 0.3)
+        self.assertEqual(self.moved.read_text().split(), ["one", *["two"] * 3])
+        self.assertEqual(self.path.read_text(), "three\n")
+
+    def test_where_nothing_is_written_nothing_is_made(self) -> None:
+        self.path.rename(self.moved)
+        self.flush()
+        self.assertFalse(self.path.exists())
+
+    def test_a_copied_and_truncated_file_goes_on(self) -> None:
+        self.write("one")
+        os.truncate(self.path, 0)
+        self.write("two", 1)
+        self.assertEqual(self.path.read_text(), "two\n")
+
+    def test_a_folder_that_has_gone_is_told_once_and_the_old_file_goes_on(self) -> None:
+        folder = self.path.parent
+        moved = folder.with_suffix(".moved")
+        self.write("one")
+        folder.rename(moved)
+        for _ in range(3):
+            self.write("two", 1)
+        (told,) = self.told()
+        self.assertIn("No such file or directory; going on with the old one", told)
+        moved.rename(folder)
+        self.write("three", 1)
+        self.assertEqual(self.path.read_text().split(), ["one", *["two"] * 3, "three"])
+        folder.rename(moved)
+        os.mkdir(folder)
+        self.write("four", 1)
+        self.assertEqual(self.path.read_text(), "four\n")
+        self.path.unlink()
+        self.write("five", 1)
+        self.assertEqual(self.path.read_text(), "five\n")
         self.assertEqual(len(self.told()), 1)
+        for each in moved.iterdir():
+            each.unlink()
+        moved.rmdir()
+
+    def test_what_closing_writes_goes_into_the_new_one(self) -> None:
+        self.write("one")
+        self.path.rename(self.moved)
+        self.clock.advance(1)
+        self.sink.write("two")
+        self.sink.close()
+        self.sink = Sink(self.clock, str(self.path))
+        self.assertEqual(self.path.read_text(), "two\n")
+
+    def test_no_line_is_lost_or_doubled_however_often_it_is_moved(self) -> None:
+        for number in range(300):
+            if number % 7 == 0:
+                self.path.rename(self.path.with_suffix(f".{number}"))
+            if number % 49 == 0:
+                self.path.touch()
+            if number % 70 == 0:
+                self.sink.reopen()
+            self.write(str(number), 1)
+        found = [line for each in self.path.parent.iterdir() for line in each.read_text().split()]
+        self.assertEqual(sorted(found, key=int), [str(number) for number in range(300)])
+
+
+@contextmanager
+def full_after(sink: Sink, room: int) -> Iterator[None]:
+    """The disk that the sink's file is on has `room` bytes left, for a `with` block."""
+    taken = 0
+    write = os.write
+
+    def written(descriptor: int, data: bytes) -> int:
+        nonlocal taken
+        if descriptor != sink._fd:
+            return write(descriptor, data)
+        if taken == room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count = write(descriptor, data[: room - taken])
+        taken += count
+        return count
+
+    with mock.patch.object(os, "write", written):
+        yield
 
 
 class PipeTests(SinkTestCase):
@@ -148,7 +343,7 @@ class PipeTests(SinkTestCase):
     def test_a_reader_that_is_slow_gets_all_later_and_nobody_waits(self) -> None:
         self.addCleanup(os.close, self.writer)
         for number in range(500):
-            self.sink.write(f"{number:999}\n")
+            self.sink.write(f"{number:999}")
         self.flush()  # would block, if it could
         data = self.read()
         self.assertLess(len(data), 500_000)
@@ -160,10 +355,23 @@ class PipeTests(SinkTestCase):
         self.assertEqual(self.told(), [])
         self.sink.close()
 
+    def test_a_reader_that_is_quick_does_not_wait_for_the_next_of_many(self) -> None:
+        self.addCleanup(os.close, self.writer)
+        data = b""
+        for _ in range(50):
+            for _ in range(130):  # twice what the pipe takes
+                self.sink.write(LINE)
+            for _ in range(4):
+                self.clock.advance(module.FIRST_RETRY)
+                data += self.read()
+        self.assertEqual(data.count(b"\n"), 50 * 130)
+        self.assertEqual(self.sink.dropped, 0)
+        self.sink.close()
+
     def test_of_one_that_does_not_read_lines_are_dropped_and_counted(self) -> None:
         self.addCleanup(os.close, self.writer)
         for number in range(3000):
-            self.sink.write(f"{number:999}\n")
+            self.sink.write(f"{number:999}")
         self.assertEqual(self.told(), [])
         data = b""
         for _ in range(200):
@@ -173,15 +381,16 @@ class PipeTests(SinkTestCase):
         self.assertEqual([int(line) for line in lines], list(range(len(lines))))
         (told,) = self.told()
         self.assertIn(f"{3000 - len(lines)} lines were dropped", told)
-        self.assertLess(len(data), (1 << 20) + 1000 + 1)
+        held_by_pipe = 1 << 16
+        self.assertLess(len(data), module.BOUND + held_by_pipe + 1000 + 1)
+        self.assertEqual(self.sink.dropped, 3000 - len(lines))
         self.sink.close()
 
     def test_a_reader_that_has_gone_is_said_once(self) -> None:
         self.addCleanup(os.close, self.writer)
         gone, writer = os.pipe()
         os.close(gone)
-        self.addCleanup(os.close, writer)
-        self.sink._fd = writer
+        self.sink._use(writer)
         for _ in range(3):
             self.sink.write(LINE)
             self.flush()
@@ -193,8 +402,7 @@ class PipeTests(SinkTestCase):
     def test_a_reader_that_went_while_the_pipe_was_full_is_said_too(self) -> None:
         self.addCleanup(os.close, self.writer)
         gone, writer = os.pipe()
-        self.addCleanup(os.close, writer)
-        self.sink._fd = writer
+        self.sink._use(writer)
         for _ in range(500):
             self.sink.write(LINE)
         self.flush()
@@ -206,7 +414,7 @@ class PipeTests(SinkTestCase):
         self.sink.close()
 
     def test_closing_leaves_standard_output_open(self) -> None:
-        self.sink.write("last\n")
+        self.sink.write("last")
         self.sink.close()
         os.write(self.writer, b"twistd's own\n")
         os.close(self.writer)
@@ -218,11 +426,125 @@ class PipeTests(SinkTestCase):
             self.sink.write(LINE)
         self.sink.close()
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertEqual(set(self.read()), set(LINE.encode()))
+        self.assertEqual(set(self.read()), set(f"{LINE}\n".encode()))
 
     def test_reopening_does_nothing(self) -> None:
         self.addCleanup(os.close, self.writer)
         self.sink.reopen()
-        self.sink.write("goes on\n")
+        self.sink.write("goes on")
         self.sink.close()
         self.assertEqual(self.read(), b"goes on\n")
+
+
+class NamedPipeTests(SinkTestCase):
+    """A pipe with a name, in the place of a file."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        os.mkfifo(self.path)
+
+    def reader(self) -> int:
+        """Somebody who reads it."""
+        return os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def test_one_that_nobody_reads_is_an_error_at_the_start(self) -> None:
+        error = self.assertRaises(CannotOpenLog, Sink, self.clock, str(self.path))
+        self.assertEqual(
+            str(error), f"cannot write the access log {self.path}: nobody reads that pipe"
+        )
+
+    def test_a_reader_that_comes_back_gets_the_next_lines(self) -> None:
+        reader = self.reader()
+        sink = Sink(self.clock, str(self.path))
+        sink.write("one")
+        self.flush()
+        self.assertEqual(os.read(reader, 100), b"one\n")
+        os.close(reader)
+        sink.write("two")
+        self.flush()
+        reader = self.reader()
+        sink.write("three")
+        self.flush()
+        self.assertEqual(os.read(reader, 100), b"three\n")
+        os.close(reader)
+        sink.close()
+        self.assertEqual(sink.dropped, 1)
+        broken, lost = self.told()
+        self.assertIn("Broken pipe", broken)
+        self.assertIn("1 line was dropped", lost)
+
+    def test_reopening_one_that_nobody_reads_keeps_it(self) -> None:
+        reader = self.reader()
+        sink = Sink(self.clock, str(self.path))
+        os.close(reader)
+        sink.reopen()
+        reader = self.reader()
+        sink.write("still here")
+        sink.close()
+        self.assertEqual(os.read(reader, 100), b"still here\n")
+        os.close(reader)
+        self.assertIn("nobody reads that pipe; going on", self.told()[0])
+
+
+class TerminalTests(SinkTestCase):
+    """Standard output that is a terminal which nobody reads."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.screen, self.terminal = os.openpty()
+        self.addCleanup(os.close, self.screen)
+        self.addCleanup(os.close, self.terminal)
+        tty.setraw(self.terminal)
+        patch = mock.patch.object(module, "_STDOUT", self.terminal)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def read(self) -> bytes:
+        """All that is on the screen."""
+        os.set_blocking(self.screen, False)
+        data = b""
+        try:
+            while chunk := os.read(self.screen, 1 << 16):
+                data += chunk
+        except BlockingIOError:
+            pass
+        return data
+
+    def test_the_access_log_does_not_wait(self) -> None:
+        sink = Sink(self.clock, None)
+        for number in range(500):
+            sink.write(f"{number:999}")
+        self.flush()  # would block, if it could
+        data = b""
+        for _ in range(100):
+            data += self.read()
+            self.flush()
+        self.assertEqual([int(line) for line in data.split()], list(range(500)))
+        sink.close()
+        self.assertTrue(os.get_blocking(self.terminal))
+
+    def test_nor_does_the_log_of_the_process(self) -> None:
+        output = PatientOutput()
+        self.addCleanup(os.close, output._fd)
+        for number in range(500):
+            output.write(f"{number:999}\n")
+        lines = self.read().decode().splitlines()
+        self.assertLess(len(lines), 500)
+        output.write("whole\n")
+        self.assertEqual(self.read().decode().splitlines()[-1], "whole")
+        for number, line in enumerate(lines[:-1]):
+            self.assertEqual(int(line), number)
+
+    def test_what_follows_a_line_that_was_cut_is_a_line_of_its_own(self) -> None:
+        output = PatientOutput()
+        self.addCleanup(os.close, output._fd)
+        write = os.write
+        with (
+            mock.patch.object(os, "write", lambda descriptor, data: write(descriptor, data[:3])),
+            mock.patch.object(output, "_ready") as ready,
+        ):
+            ready.poll.side_effect = [[(output._fd, select.POLLOUT)], []]
+            output.write("cut short\n")
+        for line in ("whole\n", "whole, too\n"):
+            output.write(line)
+        self.assertEqual(self.read().decode().splitlines(), ["cut", "whole", "whole, too"])

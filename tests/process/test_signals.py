@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from fwdrelay.process.signals import Signals
 from tests.case import SynchronousTestCase
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Reactor:
@@ -18,6 +22,7 @@ class Reactor:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.calls: list[Callable[[], object]] = []
+        self.triggers: list[Callable[[], object]] = []
 
     def callWhenRunning(self, call: Callable[[], object]) -> None:
         self.calls.append(call)
@@ -33,6 +38,14 @@ class Reactor:
     def stop(self) -> None:
         self.told.append("stop")
 
+    def addSystemEventTrigger(self, phase: str, event: str, call: Callable[[], object]) -> None:
+        assert (phase, event) == ("before", "shutdown")
+        self.triggers.append(call)
+
+    def shut_down(self) -> None:
+        for call in self.triggers:
+            call()
+
 
 class Relay:
     """Notes what it is told."""
@@ -46,6 +59,9 @@ class Relay:
     def reload(self) -> None:
         self.told.append("reload")
 
+    def reopen_logs(self) -> None:
+        self.told.append("reopen")
+
 
 class SignalsTests(SynchronousTestCase):
     def setUp(self) -> None:
@@ -53,7 +69,8 @@ class SignalsTests(SynchronousTestCase):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.reactor = Reactor()
         self.before = [signal.getsignal(number) for number in NUMBERS]
-        Signals(self.reactor, Relay(self.reactor.told)).startService()
+        self.signals = Signals(self.reactor, Relay(self.reactor.told))
+        self.signals.startService()
 
     def send(self, *numbers: int) -> list[str]:
         """
@@ -93,3 +110,90 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.send(signal.SIGHUP), ["reload"])
         self.reactor.told.clear()
         self.assertEqual(self.send(signal.SIGTERM), ["stop"])
+
+    def test_usr1_opens_the_log_anew_and_nothing_else(self) -> None:
+        self.reactor.turn()
+        self.assertEqual(self.send(signal.SIGUSR1), ["reopen"])
+
+    def test_usr1_goes_on_rotating_twistd_s_own_log(self) -> None:
+        rotated: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: rotated.append(number))
+        self.reactor.turn()
+        self.assertEqual(self.send(signal.SIGUSR1), ["reopen"])
+        self.assertEqual(rotated, [signal.SIGUSR1])
+        self.reactor.told.clear()
+        self.assertEqual(self.send(signal.SIGHUP), ["reload"])
+        self.assertEqual(len(rotated), 1)
+
+    def test_a_drain_stops_once(self) -> None:
+        self.reactor.turn()
+        self.signals.drain()
+        self.signals.drain()
+        self.assertEqual(self.reactor.told, ["stop"])
+        self.assertEqual(self.reactor.triggers, [])
+
+    def test_a_signal_after_a_drain_is_the_second_one(self) -> None:
+        self.reactor.turn()
+        self.signals.drain()
+        self.reactor.told.clear()
+        self.assertEqual(self.send(signal.SIGTERM), ["cut"])
+
+    def test_a_drain_after_a_signal_does_nothing(self) -> None:
+        self.reactor.turn()
+        self.send(signal.SIGTERM)
+        self.signals.drain()
+        self.assertEqual(self.reactor.told, ["stop"])
+
+    def test_a_drain_now_cuts_once_nobody_is_accepted_any_more(self) -> None:
+        self.reactor.turn()
+        self.signals.drain(now=True)
+        self.assertEqual(self.reactor.told, ["stop"])
+        self.reactor.shut_down()
+        self.assertEqual(self.reactor.told, ["stop", "cut"])
+
+    def test_a_drain_now_cuts_what_is_left_of_an_earlier_one(self) -> None:
+        self.reactor.turn()
+        self.signals.drain()
+        for cuts in (1, 2):
+            self.signals.drain(now=True)
+            self.assertEqual(self.reactor.told, ["stop", *["cut"] * cuts])
+        self.assertEqual(self.reactor.triggers, [])
+
+    def test_who_asked_is_told(self) -> None:
+        with capture() as told:
+            self.reactor.turn()
+            self.signals.drain()
+            self.signals.drain()
+            self.signals.drain(now=True)
+            self.send_again(signal.SIGUSR1, signal.SIGTERM)
+        self.assertEqual(
+            told,
+            [
+                "The admin API asks for it: stopping.",
+                "The admin API asks for it: stopping at once.",
+                "SIGUSR1: opening the access log anew.",
+                "SIGTERM again: stopping at once.",
+            ],
+        )
+
+    def send_again(self, *numbers: int) -> None:
+        """Send them, whatever was told before."""
+        self.reactor.told.clear()
+        self.send(*numbers)
+
+
+@contextmanager
+def capture() -> Iterator[list[str]]:
+    """What is logged within a `with` block."""
+    told: list[str] = []
+
+    def observer(event: LogEvent) -> None:
+        if event["log_namespace"].startswith("fwdrelay"):
+            told.append(formatEvent(event))
+
+    observing: Any = observer
+    globalLogPublisher.addObserver(observing)
+    try:
+        yield told
+    finally:
+        globalLogPublisher.removeObserver(observing)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import tempfile
+import time
 from pathlib import Path
+from unittest import SkipTest
 
+from fwdrelay.observe.journal import SOCKET
 from tests.case import SynchronousTestCase
 from tests.scenarios.relay_process import (
+    PATIENCE,
+    TWISTD,
     RelayProcess,
     Upstream,
     read_all,
@@ -21,6 +29,8 @@ from tests.scenarios.relay_process import (
     wait_until,
 )
 from tests.scenarios.scenario import Scenario
+
+ROOT = Path(__file__).parents[2]
 
 # HAProxy's configuration manual, "TCP log format", without the syslog prefix.
 TCPLOG = re.compile(
@@ -111,6 +121,30 @@ class AccessLog(SynchronousTestCase):
             self.assertEqual((found["server"], found["code"]), ("unix:/nowhere/x", "SC"))
             self.assertEqual(found["dialed"], "-1")
 
+    def test_a_session_that_lasts_is_told_of_while_it_does(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying("--access-log-interval", "100ms", "--target", upstream.target) as relay,
+        ):
+            with relay.connect() as client, upstream.accept() as server:
+                client.sendall(b"request")
+                read_exactly(server, 7)
+                relay.ended(2)
+                server.sendall(b"answer")
+                server.shutdown(socket.SHUT_WR)
+                read_all(client)
+                client.shutdown(socket.SHUT_WR)
+                relay.wait_for(lambda line: '"reason":"done"' in line)
+            *lasts, end = relay.ended(3)
+            self.assertEqual({each["session"] for each in lasts}, {end["session"]})
+            self.assertEqual(
+                {(each["reason"], each["code"]) for each in lasts}, {("progress", "--")}
+            )
+            self.assertEqual(lasts[0]["bytes_up"], 7)
+            self.assertEqual((end["bytes_up"], end["bytes_down"]), (7, 6))
+            times = [each["duration_ms"] for each in (*lasts, end)]
+            self.assertEqual(times, sorted(times))
+
     def test_it_may_be_off(self) -> None:
         with (
             Upstream() as upstream,
@@ -121,24 +155,117 @@ class AccessLog(SynchronousTestCase):
             relay.stop()
             self.assertEqual([line for line in relay.lines if line.startswith("{")], [])
 
-    def test_sighup_begins_a_new_file_where_the_old_one_was_moved_away(self) -> None:
+    def test_a_signal_begins_a_new_file_where_the_old_one_was_moved_away(self) -> None:
+        for number in (signal.SIGUSR1, signal.SIGHUP):
+            path = self.log_file()
+            moved = path.with_suffix(".1")
+            with (
+                Upstream() as upstream,
+                relaying("--access-log", str(path), "--target", upstream.target) as relay,
+            ):
+                one_session(relay, upstream)
+                self.lines(path, 1)
+                path.rename(moved)
+                relay.signal(number)
+                wait_until(path.exists)
+                one_session(relay, upstream)
+                (line,) = self.lines(path, 1)
+                self.assertEqual(json.loads(line)["reason"], "done")
+                self.assertEqual(len(self.lines(moved, 1)), 1)
+
+    def test_sigusr1_rotates_twistd_s_own_log_as_well(self) -> None:
+        path, own = self.log_file(), self.log_file()
+        process = subprocess.Popen(
+            [
+                *(*TWISTD, "-n", "--pidfile=", "--logfile", str(own), "fwdrelay", "--demo"),
+                *("--port", "0", "--interface", "127.0.0.1", "--access-log", str(path)),
+            ]
+        )
+        try:
+            wait_until(lambda: own.exists() and "is ready" in own.read_text())
+            path.unlink()
+            process.send_signal(signal.SIGUSR1)
+            wait_until(path.exists)
+            wait_until(own.with_name(own.name + ".1").exists)
+            wait_until(lambda: "SIGUSR1: opening the access log anew." in own.read_text())
+        finally:
+            process.terminate()
+            self.assertEqual(process.wait(PATIENCE), 0)
+
+    def test_no_line_is_lost_or_doubled_while_the_file_is_moved_away_under_load(self) -> None:
+        """Nobody tells the relay of it."""
         path = self.log_file()
-        moved = path.with_suffix(".1")
+        count = 0
         with (
             Upstream() as upstream,
             relaying("--access-log", str(path), "--target", upstream.target) as relay,
         ):
-            one_session(relay, upstream)
-            self.lines(path, 1)
-            path.rename(moved)
-            one_session(relay, upstream)
-            self.lines(moved, 2)  # until it is told, it goes on there
-            relay.signal(signal.SIGHUP)
-            wait_until(path.exists)
-            one_session(relay, upstream)
-            (line,) = self.lines(path, 1)
-            self.assertEqual(json.loads(line)["reason"], "done")
-            self.assertEqual(len(self.lines(moved, 2)), 2)
+            for number in range(3):
+                wait_until(path.exists)
+                path.rename(path.with_suffix(f".{number}"))
+                deadline = time.monotonic() + PATIENCE
+                while not path.exists():
+                    one_session(relay, upstream)
+                    count += 1
+                    self.assertLess(time.monotonic(), deadline, "no new file was begun")
+        files = list(path.parent.iterdir())
+        self.assertEqual(len(files), 4)
+        names = [
+            json.loads(line)["session"] for each in files for line in each.read_text().splitlines()
+        ]
+        self.assertEqual(len(names), count)
+        self.assertEqual(len(set(names)), count)
+
+    def test_logrotate_needs_to_tell_nobody(self) -> None:
+        logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
+        if logrotate is None:
+            raise SkipTest("rotating needs logrotate")
+        folder = self.log_file().parent
+        folder.chmod(0o750)
+        path = folder / "access.log"
+        installed = (ROOT / "etc" / "logrotate.d" / "fwdrelay").read_text()
+        configuration = folder / "rotate"
+        configuration.write_text(installed.replace("/var/log/fwdrelay/", f"{folder}/"))
+        rotate = [logrotate, "--force", "--state", str(folder / "state"), str(configuration)]
+        count = 0
+        with (
+            Upstream() as upstream,
+            relaying("--access-log", str(path), "--target", upstream.target) as relay,
+        ):
+            for rotations in (1, 2, 3):
+                one_session(relay, upstream)
+                count += 1
+                self.lines(path, 1)
+                subprocess.run(rotate, check=True, timeout=PATIENCE)
+                self.assertEqual(len(list(folder.glob("access.log.*"))), rotations)
+                while not path.exists():
+                    one_session(relay, upstream)
+                    count += 1
+        texts = [
+            gzip.decompress(each.read_bytes()) if each.suffix == ".gz" else each.read_bytes()
+            for each in folder.glob("access.log*")
+        ]
+        names = [json.loads(line)["session"] for text in texts for line in text.splitlines()]
+        self.assertEqual(len(names), count)
+        self.assertEqual(len(set(names)), count)
+
+    def test_a_journal_that_is_not_there_is_one_clear_line(self) -> None:
+        if Path(SOCKET).exists():
+            raise SkipTest("there is a journal here")
+        tried = subprocess.run(
+            [
+                *(*TWISTD, "-n", "--pidfile=", "fwdrelay", "--demo"),
+                *("--port", "0", "--access-log", "journald"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        self.assertEqual(tried.returncode, 69, tried.stderr)
+        (told,) = [line for line in tried.stderr.splitlines() if line.startswith("fwdrelay:")]
+        self.assertIn(f"cannot write the access log to the journal: {SOCKET}: ", told)
+        self.assertNotIn("Traceback", tried.stderr)
 
     def test_sighup_keeps_the_old_file_where_no_new_one_can_be_opened(self) -> None:
         folder = self.log_file()

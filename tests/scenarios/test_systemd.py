@@ -8,6 +8,7 @@ upstream are sockets of this process in the machine's network.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ import threading
 import unittest
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.case import SynchronousTestCase
 from tests.scenarios.systemd_machine import PATIENCE, Machine, until, why_not
@@ -470,6 +472,84 @@ class ServiceTests(SynchronousTestCase):
         self.assertIn("code", json.loads(written.read_text()))
         self.assertEqual(self.machine.do("stat", "--format=%U %a", log), "fwdrelay 640\n")
 
+    def entries(self, *which: str) -> list[dict[str, Any]]:
+        """What the journal has now, all fields of it."""
+        self.machine.run("journalctl", "--sync")
+        told = self.machine.run("journalctl", "--no-pager", "--quiet", "--output=json", *which)
+        return [json.loads(line) for line in told.stdout.splitlines()]
+
+    def ended(self, count: int, *which: str) -> list[dict[str, Any]]:
+        """The access log in the journal, as soon as it has that many entries."""
+        which = ("FWDRELAY_LOG=access", *which)
+        until(lambda: len(self.entries(*which)) >= count, f"{count} entries")
+        return self.entries(*which)
+
+    def test_the_access_log_in_the_journal_is_found_by_its_fields(self) -> None:
+        self.relay_to_upstream("--access-log", "journald")
+        pid = self.machine.show("fwdrelay", "MainPID")
+        self.assert_finishes(*self.session())
+        (found,) = self.ended(1, "FWDRELAY_REASON=done", f"FWDRELAY_BYTES_DOWN={8 + len(MEGABYTE)}")
+        self.assertEqual(found["_SYSTEMD_UNIT"], "fwdrelay.service")
+        self.assertEqual((found["_PID"], found["PRIORITY"]), (pid, "6"))
+        self.assertEqual(found["SYSLOG_IDENTIFIER"], "fwdrelay")
+        line = json.loads(found["MESSAGE"])
+        for name, value in line.items():
+            self.assertEqual(found[f"FWDRELAY_{name.upper()}"], str(value))
+        self.assertEqual(self.entries("FWDRELAY_REASON=client-reset"), [])
+        self.upstream.close()
+        # Perhaps while it still connects.
+        with contextlib.suppress(ConnectionResetError):
+            self.assertTrue(cut_off(self.connect()))
+        (failed,) = self.ended(1, "--unit=fwdrelay", "--priority=notice")
+        self.assertEqual(failed["FWDRELAY_REASON"], "dial-failed")
+
+    def test_a_restart_of_the_journal_loses_no_line(self) -> None:
+        self.relay_to_upstream("--access-log", "journald")
+        client, upstream = self.session()
+        for _ in range(2):
+            for _ in range(5):
+                self.assert_finishes(*self.session())
+            self.machine.do("systemctl", "restart", "systemd-journald")
+        self.assert_finishes(client, upstream)
+        names = {each["FWDRELAY_SESSION"] for each in self.ended(11)}
+        self.assertEqual(len(names), 11)
+
+    def test_what_the_relay_has_to_say_has_levels_and_fields(self) -> None:
+        self.configure("--config", "/etc/fwdrelay/fwdrelay.toml")
+        self.write_configuration(80, self.upstream)
+        self.machine.do("systemctl", "start", "fwdrelay")
+        unit = ("--unit=fwdrelay", "FWDRELAY_LOG=operations")
+        ready = [each for each in self.entries(*unit) if each["MESSAGE"].endswith(" is ready.")]
+        self.assertEqual(
+            [(each["PRIORITY"], each["FWDRELAY_NAMESPACE"]) for each in ready],
+            [("6", "fwdrelay.relay.Relay")],
+        )
+        (listens,) = self.entries("FWDRELAY_LISTENER=main", "FWDRELAY_LOG=operations")
+        self.assertIn("listens on", listens["MESSAGE"])
+        self.assertEqual(self.entries("--unit=fwdrelay", "--priority=warning"), [])
+        self.write_configuration(80, self.upstream, 'queue = "5"')
+        self.machine.do("systemctl", "reload", "fwdrelay")
+        until(lambda: len(self.entries(*unit, "--priority=err")) == 2, "what is wrong")
+        wrong, unchanged = self.entries("--unit=fwdrelay", "--priority=warning")
+        self.assertIn("pool.main.queue: '5' is not a duration", wrong["MESSAGE"])
+        self.assertIn("Nothing was changed", unchanged["MESSAGE"])
+
+    def test_why_it_cannot_start_is_an_error_in_the_journal(self) -> None:
+        self.configure("--port", str(PORT), "--no-such-option")
+        self.assertNotEqual(self.machine.run("systemctl", "start", "fwdrelay").returncode, 0)
+        found = [each["MESSAGE"] for each in self.entries("--unit=fwdrelay", "--priority=err")]
+        self.assertTrue(any("no-such-option" in each for each in found), found)
+        self.assertFalse(any("<3>" in each for each in found), found)
+
+    def test_sigusr1_begins_a_new_log_file_and_reloads_nothing(self) -> None:
+        log = self.machine.path("/var/log/fwdrelay/access.log")
+        self.relay_to_upstream("--access-log", "/var/log/fwdrelay/access.log")
+        log.rename(log.with_suffix(".1"))
+        self.machine.do("systemctl", "kill", "--signal=USR1", "fwdrelay")
+        until(log.exists, "a new log file")
+        self.session()
+        self.until_state("active")
+
     def test_reload_opens_a_log_file_anew(self) -> None:
         log = self.machine.path("/var/log/fwdrelay/access.log")
         self.relay_to_upstream("--access-log", "/var/log/fwdrelay/access.log")
@@ -588,11 +668,23 @@ class InstallTests(SynchronousTestCase):
         documents = tree / "usr/local/share/doc/fwdrelay"
         self.assertTrue((documents / "systemd.md").exists())
         self.assertEqual(
+            (documents / "fwdrelay.logrotate").read_text(),
+            (CHECKOUT / "etc/logrotate.d/fwdrelay").read_text(),
+        )
+        self.assertEqual(
             {path.name for path in (documents / "examples").iterdir()},
             {path.name for path in (CHECKOUT / "etc/fwdrelay/examples").iterdir()},
         )
         twistd = tree / "usr/local/lib/fwdrelay/bin/twistd"
         self.assertEqual(twistd.read_text().splitlines()[0], "#!/usr/local/lib/fwdrelay/bin/python")
+        ctl = tree / "usr/local/bin/fwdrelayctl"
+        self.assertEqual(ctl.resolve(), (twistd.parent / "fwdrelayctl").resolve())
+        for completion, words in (
+            ("bash-completion/completions/fwdrelayctl", "complete -o nosort -F "),
+            ("zsh/site-functions/_fwdrelayctl", "#compdef fwdrelayctl\n"),
+            ("fish/vendor_completions.d/fwdrelayctl.fish", "--command fwdrelayctl "),
+        ):
+            self.assertIn(words, (tree / "usr/local/share" / completion).read_text())
         naming = subprocess.run(
             ["grep", "-rlF", str(tree), str(tree)], capture_output=True, text=True, check=False
         )
@@ -614,8 +706,18 @@ class InstallTests(SynchronousTestCase):
         environment.write_text("FWDRELAY_OPTIONS=--demo\n")
         make(CHECKOUT, "install-files", f"DESTDIR={tree}")
         self.assertEqual(environment.read_text(), "FWDRELAY_OPTIONS=--demo\n")
+        prefix = tree / "usr" / "local"
+        for name in (
+            "bin/fwdrelayctl",
+            "share/bash-completion/completions/fwdrelayctl",
+            "share/zsh/site-functions/_fwdrelayctl",
+            "share/fish/vendor_completions.d/fwdrelayctl.fish",
+        ):
+            (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+            (prefix / name).symlink_to("nowhere")
         make(CHECKOUT, "uninstall", f"DESTDIR={tree}")
-        self.assertEqual([path for path in tree.rglob("*") if path.is_file()], [environment])
+        left = [path for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
+        self.assertEqual(left, [environment])
 
     def stage(self, *variables: str) -> Path:
         """A staged tree without the virtual environment, which takes long."""

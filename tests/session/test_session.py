@@ -20,6 +20,7 @@ from fwdrelay.config import Timeouts
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.dial import AllFailed, Dialed, Dialer
 from fwdrelay.errors import DialFailed
+from fwdrelay.observe.trace import Trace
 from fwdrelay.session import Policy, Reason, Session, Side, State, UpstreamSide
 from fwdrelay.upstream import Pool, Target
 from tests.case import SynchronousTestCase
@@ -135,6 +136,7 @@ class StubDialer:
         build: Callable[[], UpstreamSide],
         client: str | None,
         tried: Sequence[Target],
+        trace: Trace | None,
     ) -> Deferred[Dialed[UpstreamSide]]:
         self.dials += 1
         if self.dials > 1:

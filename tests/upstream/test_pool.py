@@ -18,6 +18,8 @@ from fwdrelay.upstream import Pool, Target, make_parts
 from tests.case import SynchronousTestCase
 from tests.upstream.pools import by_host, change, elected, hosts, make_pool
 
+CLIENTS = tuple(f"192.0.2.{number}" for number in range(60))
+
 
 class ElectTests(SynchronousTestCase):
     def test_the_configured_election_elects(self) -> None:
@@ -467,3 +469,160 @@ class QueueTests(SynchronousTestCase):
                 self.assertIsNone(pool.elect())
 
         check()
+
+
+class SteeringTests(SynchronousTestCase):
+    """What an operator wants of targets, while the relay runs."""
+
+    def label(self, pool: Pool, host: str) -> Target:
+        return next(target for target in pool.targets if target.config.host == host)
+
+    def test_one_that_drains_keeps_its_sessions_and_gets_no_more(self) -> None:
+        lost: list[Target] = []
+        pool = make_pool("a:1", "b:1", lost=lost.append, on_target_down="close")
+        a = pool.elect()
+        assert a is not None
+        pool.steer(a, "drain", None)
+        self.assertEqual(elected(pool, 3), "bbb")
+        self.assertEqual((a.sessions, lost), (1, []))
+        pool.steer(a, "ready", None)
+        self.assertEqual(sorted(elected(pool, 2)), ["a", "b"])
+
+    def test_one_that_is_set_down_is_treated_as_one_that_is(self) -> None:
+        lost: list[Target] = []
+        pool = make_pool("a:1", "b:1", lost=lost.append, on_target_down="close")
+        a = self.label(pool, "a")
+        pool.steer(a, "down", None)
+        pool.steer(a, "down", None)
+        self.assertEqual((elected(pool, 2), lost), ("bb", [a]))
+        kept: list[Target] = []
+        pool = make_pool("a:1", "b:1", lost=kept.append)
+        pool.steer(self.label(pool, "a"), "down", None)
+        self.assertEqual(kept, [])
+
+    def test_where_all_are_taken_out_nobody_is_tried(self) -> None:
+        pool = make_pool("a:1", "b:1", health=HealthConfig(when_all_down="try"))
+        for target in pool.targets:
+            pool.steer(target, "drain", None)
+        self.assertIsNone(pool.elect())
+        self.assertEqual(pool.why_none(), "every target was taken out by an operator")
+
+    def test_where_the_others_are_down_they_are_tried_but_not_the_one_that_drains(self) -> None:
+        pool = make_pool("a:1", "b:1", health=HealthConfig(when_all_down="try"))
+        pool.steer(self.label(pool, "a"), "drain", None)
+        pool._target_changed(self.label(pool, "b"), False, "cut off")
+        self.assertEqual(elected(pool, 2), "bb")
+
+    def test_why_none_is_left_tells_of_both(self) -> None:
+        pool = make_pool("a:1", "b:1", health=HealthConfig(when_all_down="refuse"))
+        pool.steer(self.label(pool, "a"), "drain", None)
+        pool._target_changed(self.label(pool, "b"), False, "cut off")
+        self.assertEqual(pool.why_none(), "every target is down or taken out by an operator")
+
+    def test_a_weight_counts_from_the_next_election_on(self) -> None:
+        pool = make_pool("a:1", "b:1")
+        pool.steer(self.label(pool, "a"), None, 3)
+        self.assertEqual(sorted(elected(pool, 4)), ["a", "a", "a", "b"])
+        self.assertEqual([round(share, 2) for share in pool.shares().values()], [0.75, 0.25])
+
+    def test_the_election_hears_of_a_weight(self) -> None:
+        clock = Clock()
+        pool = make_pool("a:1", "b:1", reactor=clock, balance="source-hash")
+        before = {client: pool._choose(pool.targets, client) for client in CLIENTS}
+        pool.steer(self.label(pool, "a"), None, 50)
+        while clock.getDelayedCalls():  # its table is made anew, piece by piece
+            clock.advance(1)
+        after = {client: pool._choose(pool.targets, client) for client in CLIENTS}
+        on_a = [
+            sum(each is pool.targets[0] for each in those.values()) for those in (before, after)
+        ]
+        self.assertLess(on_a[0], 40)
+        self.assertGreater(on_a[1], 50)
+
+    def test_a_reload_keeps_what_an_operator_wants(self) -> None:
+        pool = make_pool("a:1", "b:1")
+        a = self.label(pool, "a")
+        pool.steer(a, "drain", 5)
+        change(pool, "a:1", "b:1", "c:1")
+        self.assertEqual((a.state, a.weight), ("drain", 5))
+        self.assertNotIn("a", elected(pool, 4))
+
+    def test_a_reload_that_says_another_weight_wins(self) -> None:
+        pool = make_pool("a:1", "b:1")
+        a = self.label(pool, "a")
+        pool.steer(a, None, 5)
+        change(pool, "a:1,weight=2", "b:1")
+        self.assertEqual((a.weight, a.share), (2, 2))
+
+    def test_the_configured_weight_is_not_one_of_the_operators_own(self) -> None:
+        pool = make_pool("a:1,weight=4", "b:1")
+        a = self.label(pool, "a")
+        pool.steer(a, None, 2)
+        pool.steer(a, None, 4)
+        self.assertIsNone(a.own_weight)
+
+    def test_one_that_starts_slowly_goes_on_doing_so_with_another_weight(self) -> None:
+        clock = Clock()
+        clock.advance(100)
+        pool = make_pool("a:1", reactor=clock, health=HealthConfig(slow_start=10.0))
+        change(pool, "a:1", "b:1", health=HealthConfig(slow_start=10.0))
+        b = self.label(pool, "b")
+        clock.advance(5)
+        pool.steer(b, None, 10)
+        self.assertEqual(b.share, 5.0)
+        clock.advance(5)
+        self.assertEqual(pool.shares()[b], 10 / 11)
+
+    def test_whoever_waits_gets_a_place_on_one_that_is_restored(self) -> None:
+        clock = Clock()
+        pool = make_pool("a:1", reactor=clock, queue=5.0, health=HealthConfig())
+        a = self.label(pool, "a")
+        pool.steer(a, "drain", None)
+        self.assertFalse(pool.may_wait())  # nobody waits for an operator
+        pool.steer(a, "ready", None)
+        self.assertIs(pool.elect(), a)
+
+
+class WhyTests(SynchronousTestCase):
+    """Why one was elected, in words."""
+
+    def test_the_only_one(self) -> None:
+        pool = make_pool("a:1")
+        a = pool.elect()
+        assert a is not None
+        self.assertEqual(pool.why(a), "the only one")
+
+    def test_among_others(self) -> None:
+        pool = make_pool("a:1", "b:1", balance="least-sessions")
+        pool.targets[0].sessions = 2
+        b = pool.elect()
+        assert b is not None
+        self.assertEqual(pool.why(b), "by least-sessions among 2: b:1 has 0, a:1 has 2")
+
+    def test_who_was_passed_over(self) -> None:
+        pool = make_pool("a:1", "b:1", "c:1,max-sessions=1", "d:1", "e:1", "f:1,backup")
+        a, b, c, d, e, _ = pool.targets
+        pool.steer(a, "drain", None)
+        pool._target_changed(b, False, "cut off")
+        c.sessions = 1
+        self.assertIs(pool.elect(None, (d,)), e)
+        self.assertEqual(
+            pool.why(e, (d,)),
+            "the only one left; a:1 is set to drain, b:1 is down, c:1 is full, d:1 was tried,"
+            " f:1 is of another tier",
+        )
+
+
+class DialsTests(SynchronousTestCase):
+    def test_what_dials_come_to_is_counted_on_their_target(self) -> None:
+        pool = make_pool("a:1")
+        [a] = pool.targets
+        self.assertIsNone(a.dials.average)
+        pool.dialed(a, 0.1)
+        pool.dialed(a, 0.9)
+        pool.dial_failed(a, "refused", "Connection refused")
+        pool.dial_failed(a, "refused", "Connection refused")
+        self.assertEqual(a.dials.failures, {"refused": 2})
+        counts = a.dials.seconds.counts()
+        self.assertEqual((counts.count, counts.total), (2, 1.0))
+        self.assertEqual(a.dials.average, 0.2)
