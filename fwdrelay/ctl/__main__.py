@@ -1,0 +1,5 @@
+"""`python -m fwdrelay.ctl` is `fwdrelayctl`."""
+
+from . import main
+
+main()
