@@ -83,7 +83,10 @@ setup(
     # Stated, so that `pip install -e .` puts this very folder on the path, instead of a finder that
     # knows the packages only: Twisted looks for plugins in folders.
     package_dir={"": "."},
-    package_data={"fwdrelay.admin": ["dashboard/*"], "": ["py.typed", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.txt"]},
+    package_data={
+        "fwdrelay.admin": ["dashboard/*"],
+        "": ["py.typed", "*.html", "*.css", "*.js", "*.svg", "*.json", "*.txt"],
+    },
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",
