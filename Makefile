@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 5678
 TARGET ?=
+ADMIN ?= 127.0.0.1:9678
 ARGS ?=
 FUZZ_SECONDS ?= 60
 
@@ -19,11 +20,12 @@ metadata := setup.py pyproject.toml fwdrelay/_version.py
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "variables: PORT, TARGET, ARGS, FUZZ_SECONDS, PYTHON, VENV"
+	@echo "variables: PORT, TARGET, ADMIN, ARGS, FUZZ_SECONDS, PYTHON, VENV"
 
-run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), with more options in ARGS
+run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), to be seen at ADMIN; more options in ARGS
 	@echo "Relaying port $(PORT) to $(or $(TARGET),a page of its own). Try: curl -s localhost:$(PORT)   Stop with Ctrl-C."
-	@$(bin)/twistd --nodaemon --pidfile= fwdrelay --port $(PORT) $(if $(TARGET),$(addprefix --target ,$(TARGET)),--demo) $(ARGS)
+	@$(if $(filter-out off unix:%,$(ADMIN)),echo "The dashboard: http://$(ADMIN)/   In a terminal: $(bin)/fwdrelayctl --admin $(ADMIN) top")
+	@$(bin)/twistd --nodaemon --pidfile= fwdrelay --port $(PORT) $(if $(TARGET),$(addprefix --target ,$(TARGET)),--demo) --admin $(ADMIN) $(ARGS)
 
 venv: $(VENV)/.installed ## make VENV with fwdrelay in it
 

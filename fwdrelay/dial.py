@@ -204,7 +204,7 @@ class Dialer:
             outcome = fail()
         if pool.tls is not None:
             until = self._reactor.seconds() + share if timeout else None
-            outcome.addCallback(self._secure, config, pool.tls, until)
+            outcome.addCallback(self._secure, config, pool.tls, until, trace)
         return outcome.addCallbacks(self._succeeded, self._first_failed, (dial,), {}, (dial,))
 
     def _succeeded(self, protocol: P, dial: _Dial[P]) -> Dialed[P]:
@@ -261,12 +261,16 @@ class Dialer:
         until = None if share is None else self._reactor.seconds() + share
         protocol = await self._dial_target(target, share, dial)
         if dial.pool.tls is not None:
-            dial.tell("dialing", f"TLS handshake with {target.label}")
-            return await self._secure(protocol, target, dial.pool.tls, until)
+            return await self._secure(protocol, target, dial.pool.tls, until, dial.trace)
         return protocol
 
     def _secure(
-        self, protocol: P, target: TargetConfig, tls: UpstreamTLS, until: float | None
+        self,
+        protocol: P,
+        target: TargetConfig,
+        tls: UpstreamTLS,
+        until: float | None,
+        trace: Trace | None,
     ) -> Deferred[P]:
         """
         Shake hands with `target`, and look whether it is who it should be.
@@ -276,6 +280,8 @@ class Dialer:
         """
         stream: Any = protocol.transport
         connection = None
+        if trace is not None:
+            trace.tell("dialing", f"TLS handshake with {target.label}")
         try:
             connection = tls.connect(stream.getHandle(), target)
             handshake = shake_hands(self._pump, protocol, connection)

@@ -65,7 +65,9 @@ class Histogram:
         self._total = 0.0
 
     def add(self, value: float) -> None:
-        """Count `value`."""
+        """Count `value`; one below 0, which comes of a clock that was set back, as 0."""
+        if value < 0.0:
+            value = 0.0
         self._counts[bisect_left(self._bounds, value)] += 1
         self._total += value
 

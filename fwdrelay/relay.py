@@ -111,6 +111,8 @@ class Relay(Service):
         self._leaving: dict[Listener, Any] = {}
         self.listeners: dict[str, Listener] = {}
         self.pools: dict[str, Pool] = {}
+        self._totals: dict[str, Totals] = {}
+        self._departed = Totals()
 
     @property
     def active(self) -> int:
@@ -120,6 +122,10 @@ class Relay(Service):
     def all_listeners(self) -> list[Listener]:
         """Those there are, and those removed whose sessions have not ended yet."""
         return [*self.listeners.values(), *self._leaving]
+
+    def all_totals(self) -> list[Totals]:
+        """What these have counted, and those that were there before them."""
+        return [*self._totals.values(), self._departed]
 
     def addresses_of(self, listener: Listener) -> tuple[str, ...]:
         """
@@ -213,15 +219,22 @@ class Relay(Service):
         @return: fires, as soon as what an earlier one has closed is closed, with what came of it.
         """
         self.reopen_logs()
+        if self._read is None:
+            return succeed(self._reloaded(self._reload_files()))
+        return Deferred.fromCoroutine(self._reload(self._read))
+
+    def _reload_files(self) -> Outcome:
+        """There is no configuration file: read anew what the command line names."""
+        self._renew_token()
+        files = self._tls_files()
+        if not files:
+            self.log.info("There is no configuration file to read again.")
+        wrong = self._renew_tls(frozenset(file.path for file in files))
+        return Outcome(not wrong, "there is no configuration file to read again", wrong)
+
+    def _renew_token(self) -> None:
         if self._admin is not None:
             self._admin.renew_token()
-        if self._read is None:
-            files = self._tls_files()
-            if not files:
-                self.log.info("There is no configuration file to read again.")
-            wrong = self._renew_tls(frozenset(file.path for file in files))
-            return succeed(self._reloaded(Outcome(not wrong, errors=wrong)))
-        return Deferred.fromCoroutine(self._reload(self._read))
 
     async def _reload(self, read: Callable[[], Config]) -> Outcome:
         # An address that was removed a moment ago may be wanted again.
@@ -232,6 +245,7 @@ class Relay(Service):
         self._notifier.reloading()
         try:
             changed = self.change(read())
+            self._renew_token()
         except ConfigErrors as wrong:
             for error in wrong.errors:
                 self.log.error("{error}", error=error)
@@ -263,7 +277,7 @@ class Relay(Service):
         @return: what a reload would come to, as far as that can be known without one; nothing is changed.
         """
         if self._read is None:
-            return Outcome(True)
+            return Outcome(True, "there is no configuration file to read again")
         try:
             config = self._read()
             _refuse_what_takes_a_restart(self.config, config)
@@ -324,7 +338,6 @@ class Relay(Service):
             if old_log is not None:
                 old_log.close(patience=0.0)
                 self._dropped_before += old_log.dropped
-        self.audience.log_interval = config.relay.access_log_interval
         self.config = config
         self._close_unused()  # first: who was promised a connection there gets it in the old world
         self._change_pools(before, config, parts, new_pools)
@@ -333,6 +346,8 @@ class Relay(Service):
             self._addresses.serve(listener)
             mine = [key for key in keys(listener.config) if key in new_addresses]
             self._addresses.tell(listener, mine)
+        self._forget_totals()
+        self._tell_progress_every(config.relay.access_log_interval)
         self._files.follow(self._tls_files())
         changed = _told(before, config)
         self.log.info("The configuration is in force: {changed}.", changed=changed)
@@ -514,17 +529,23 @@ class Relay(Service):
             dialer=self._dialer,
             deadlines=self._deadlines,
             audience=self.audience,
-            totals=self._totals_of(config.name),
+            # One that was removed may have sessions still.
+            totals=self._totals.setdefault(config.name, Totals()),
             left=self._session_left,
             all_active=lambda: self.active,
         )
 
-    def _totals_of(self, name: str) -> Totals:
-        """Of the listeners of that name: one that was removed may have sessions still."""
-        for listener in self.all_listeners():
-            if listener.name == name:
-                return listener.totals
-        return Totals()
+    def _forget_totals(self) -> None:
+        """Names may come and go; what was counted under those that are gone stays in the sums."""
+        kept = {listener.name for listener in self.all_listeners()}
+        for name in [name for name in self._totals if name not in kept]:
+            self._departed.add(self._totals.pop(name))
+
+    def _tell_progress_every(self, interval: float) -> None:
+        if interval != self.audience.log_interval:
+            self.audience.log_interval = interval
+            for listener in self.all_listeners():
+                listener.log_interval_changed()
 
     def _end_sessions_of(self, target: Target) -> None:
         """`target` is down or removed, and its pool wants its sessions closed."""

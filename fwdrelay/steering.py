@@ -12,8 +12,10 @@ import ipaddress
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+from twisted.internet.task import deferLater
 
 from ._version import __version__
 from .config import Config
@@ -45,6 +47,9 @@ from .observe.trace import TraceStep
 from .session import Reason, Session, State
 from .upstream import Pool, Target, TargetState
 
+BATCH = 250
+"""Sessions that are shown within one turn of the reactor."""
+
 
 class Steered(Protocol):
     """
@@ -74,6 +79,9 @@ class Steered(Protocol):
     def all_listeners(self) -> list[Listener]:
         """Those there are, and those removed whose sessions have not ended yet."""
 
+    def all_totals(self) -> list[ListenerTotals]:
+        """What these have counted, and those that were there before them."""
+
     def addresses_of(self, listener: Listener) -> tuple[str, ...]:
         """Where it can be connected to now."""
 
@@ -97,6 +105,7 @@ class Steering:
     def __init__(self, relay: Steered, clock: Any) -> None:
         self._relay = relay
         self._clock = clock
+        self._began = self._epoch(relay.started)
 
     @property
     def state(self) -> RelayState:
@@ -118,13 +127,13 @@ class Steering:
         relay = self._relay
         moving = {listener: _moving(listener) for listener in relay.all_listeners()}
         listeners = tuple(self._listener(each, *bytes_) for each, bytes_ in moving.items())
-        totals = _distinct(moving)
+        totals = relay.all_totals()
         last = relay.last_reload
         return Status(
             version=__version__,
             pid=os.getpid(),
             state=relay.state,
-            started=moment(self._epoch(relay.started)),
+            started=moment(self._began),
             uptime=round(self._clock.seconds() - relay.started, 3),
             workers=(),
             listeners=listeners,
@@ -178,10 +187,16 @@ class Steering:
             if (not wanted.target or _label(session) == wanted.target) and takes(session)
         ]
         oldest = heapq.nsmallest(wanted.limit or len(found), found, key=lambda each: each[0])
-        return SessionsShown(
-            sessions=tuple(self._session(listener, session) for _, listener, session in oldest),
-            count=len(found),
-        )
+        shown: list[SessionShown] = []
+        for start in range(0, len(oldest), BATCH):
+            if start:  # very many are shown bit by bit: meanwhile they want to be relayed
+                await deferLater(self._clock, 0)
+            shown += [
+                self._session(listener, session)
+                for _, listener, session in oldest[start : start + BATCH]
+                if session.state is not State.CLOSED
+            ]
+        return SessionsShown(sessions=tuple(shown), count=len(found))
 
     def _session(self, listener: Listener, session: Session) -> SessionShown:
         client, upstream = _client(session), session.upstream
@@ -358,11 +373,6 @@ def _moving(listener: Listener) -> tuple[int, int]:
         if session.upstream is not None:
             down += session.upstream.received
     return up, down
-
-
-def _distinct(listeners: Iterable[Listener]) -> list[ListenerTotals]:
-    """@return: the totals of all; listeners of one name share theirs."""
-    return list({id(each.totals): each.totals for each in listeners}.values())
 
 
 def _client(session: Session) -> ClientProtocol:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from typing import Any, cast
+from unittest import mock
 
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
@@ -13,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from fwdrelay.dial import ATTEMPT_DELAY, CAUSES, AllFailed, Dialed, Dialer
+from fwdrelay.tls import PeerRefused
 from fwdrelay.upstream import Resolver
 from fwdrelay.upstream.resolve import FAILURE_BELIEVED
 from tests.case import SynchronousTestCase
@@ -173,6 +175,27 @@ class TargetTests(DialTestCase):
         self.dial("127.0.0.1:80")
         self.assertEqual(self.addresses(), ["127.0.0.1:80"])
         self.assert_connected(self.last)
+
+    def test_whoever_follows_hears_of_the_handshake_with_each(self) -> None:
+        told: list[tuple[str, str]] = []
+        pool = make_pool("127.0.0.1:1", "127.0.0.1:2", reactor=self.reactor, retries=1)
+        pool.tls = mock.Mock(connect=mock.Mock(side_effect=PeerRefused("it is another")))
+        target = pool.elect()
+        assert target is not None
+        trace: Any = mock.Mock(tell=lambda *step: told.append(step))
+        dialing = self.dialer.dial(pool, target, 6.0, Protocol, trace=trace)
+        for _ in range(2):
+            attempt: Any = self.last
+            attempt.getHandle = attempt.abortConnection = lambda: None
+            attempt.connect()
+            self.turn()
+        self.failureResultOf(dialing, AllFailed)
+        each = ["dialing", "dialing", "dial-failed"]
+        self.assertEqual([step for step, _ in told], [*each, "elected", *each])
+        details = [detail for step, detail in told if step == "dialing"]
+        self.assertEqual(details[0], "127.0.0.1:1")
+        self.assertEqual(details[1], "TLS handshake with 127.0.0.1:1")
+        self.assertEqual(details[3], "TLS handshake with 127.0.0.1:2")
 
     def test_unix_paths_and_abstract_names(self) -> None:
         for text, path in (("unix:/run/s", "/run/s"), ("unix:@s", "\0s")):

@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -733,6 +734,23 @@ class PagesTests(SynchronousTestCase):
             for code_of_page in [*spans(prose(text)), *blocks(text)]:
                 for target in re.findall(r"(?:^|[$#] )make ([a-z-]+)", code_of_page, re.MULTILINE):
                     self.assertIn(target, targets, f"{name(page)} says make {target}")
+
+    def test_make_run_serves_what_it_and_the_readme_tell_of(self) -> None:
+        for words, admin in (((), "127.0.0.1:9678"), (("ADMIN=off",), "off")):
+            dry = subprocess.run(
+                ["make", "--dry-run", "run", *words],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            told, command = dry.stdout.splitlines()[-2:]
+            options = Options()
+            options.parseOptions(shlex.split(command.partition(" fwdrelay ")[2]))
+            self.assertEqual(options.config.relay.admin, admin)
+            self.assertEqual("fwdrelayctl" in told, admin != "off")
+            self.assertEqual(f"http://{admin}/" in told, admin != "off")
+        self.assertIn("http://127.0.0.1:9678/", read(ROOT / "README.md"))
 
     def test_files_that_are_mentioned_exist(self) -> None:
         for page in PAGES:

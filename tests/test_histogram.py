@@ -27,6 +27,11 @@ class HistogramTests(SynchronousTestCase):
         self.assertEqual(counts.total, 23.0)
         self.assertEqual(counts.count, 6)
 
+    def test_a_clock_that_was_set_back_takes_nothing_away(self) -> None:
+        histogram = Histogram((1.0, 2.0))
+        histogram.add(-3.0)
+        self.assertEqual((histogram.counts().counts, histogram.counts().total), ((1, 0, 0), 0.0))
+
     def test_a_bound_is_within_its_range(self) -> None:
         histogram = Histogram((1.0, 2.0))
         histogram.add(1.0)

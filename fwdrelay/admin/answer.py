@@ -30,7 +30,7 @@ HEADERS: Mapping[str, str] = {
     "X-Frame-Options": "DENY",
 }
 """In the head of every answer, unless it says otherwise itself."""
-_BATCH = 250
+BATCH = 250
 """Sessions that are made text at a time: a few milliseconds, in which no other is relayed."""
 
 
@@ -117,15 +117,15 @@ def sessions_shown(sessions: SessionsShown) -> Answer:
     """
     @return: it as JSON, in pieces where there are many.
     """
-    if len(sessions.sessions) <= _BATCH:
+    if len(sessions.sessions) <= BATCH:
         return shown(sessions)
     return Answer(HTTPStatus.OK, _in_pieces(sessions))
 
 
 def _in_pieces(shown: SessionsShown) -> Iterator[bytes]:
     yield b'{"sessions":['
-    for start in range(0, len(shown.sessions), _BATCH):
-        text = json_text(shown.sessions[start : start + _BATCH])[1:-1].encode()
+    for start in range(0, len(shown.sessions), BATCH):
+        text = json_text(shown.sessions[start : start + BATCH])[1:-1].encode()
         yield b"," + text if start else text
     yield b'],"count":%d}\n' % shown.count
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from attrs import field, frozen
+from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
@@ -30,7 +31,7 @@ from ..observe.snapshot import (
     TargetShown,
 )
 from .administered import Administered
-from .answer import Answer, Refused, sessions_shown, shown
+from .answer import BATCH, Answer, Refused, sessions_shown, shown
 from .parameters import bad, chosen, flag, read_body, read_query, whole_number
 from .request import AdminRequest
 from .streams import Streams
@@ -39,7 +40,10 @@ HEAVIEST = 1_000_000
 """The most that a target can weigh."""
 SHOWN = 1000
 """Sessions that are shown, unless it is said how many."""
+WAITING = 50_000
+"""Sessions in long lists that wait to be read; each takes a kilobyte or so."""
 _MOST_SHOWN = 10**12 - 1
+_LONGEST_NAME = 200
 
 
 @frozen(kw_only=True)
@@ -74,10 +78,12 @@ class Reloaded:
 class Checked:
     """
     @ivar okay: whether a reload would do.
+    @ivar changed: what it would change, in words.
     @ivar errors: what is wrong, a sentence each.
     """
 
     okay: bool
+    changed: str
     errors: tuple[str, ...]
 
 
@@ -204,6 +210,8 @@ class Api:
         self._streams = streams
         self._page = page
         self._metrics = metrics
+        self._one_list_at_a_time = DeferredLock()
+        self._waiting = 0
         self.routes = self._routes()
         self._description = shown(describe(self.routes))
 
@@ -288,10 +296,30 @@ class Api:
             client=query.get("client", ""),
             limit=limit,
         )
-        try:
-            return sessions_shown(await self._relay.sessions(wanted))
-        except ValueError as error:
-            raise bad("client", str(error)) from None
+        async with self._one_list_at_a_time:
+            if self._waiting >= WAITING and not 0 < limit <= BATCH:
+                raise Refused(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"lists of {self._waiting} sessions wait to be read already: ask again, or for {BATCH}",
+                    {"Retry-After": "1"},
+                )
+            try:
+                found = await self._relay.sessions(wanted)
+            except ValueError as error:
+                raise bad("client", str(error)) from None
+            answer = sessions_shown(found)
+            if not isinstance(answer.body, bytes):
+                self._wait_for(call.request, len(found.sessions))
+        return answer
+
+    def _wait_for(self, request: AdminRequest, count: int) -> None:
+        """So many sessions are kept until this request has been answered, or whoever asked is gone."""
+
+        def done(reason: object) -> None:
+            self._waiting -= count
+
+        self._waiting += count
+        request.notifyFinish().addBoth(done)
 
     async def _pools(self, call: Call) -> Answer:
         return shown(Pools(pools=await self._relay.pools()))
@@ -316,7 +344,7 @@ class Api:
         self._streams.check_room()
         if call.request.asked.method == "HEAD":
             return Answer(HTTPStatus.OK, iter(()), "text/event-stream")
-        self._tell(call, f"follow sessions of {text or 'everybody'}")
+        self._tell(call, f"follow sessions of {_named(text) if text else 'everybody'}")
         self._streams.follow_sessions(call.request, clients)
         return None
 
@@ -324,7 +352,7 @@ class Api:
 
     async def _end_session(self, call: Call) -> Answer:
         session = call.names["session"]
-        self._tell(call, f"end session {printable(session)}")
+        self._tell(call, f"end session {_named(session)}")
         try:
             return shown(await self._relay.end_session(session))
         except NotThere as error:
@@ -339,7 +367,7 @@ class Api:
         changes = [f"state {state}"] * (state is not None) + [f"weight {weight}"] * bool(weight)
         self._tell(
             call,
-            f"target {printable(target)} of pool {printable(pool)} gets {' and '.join(changes)}",
+            f"target {_named(target)} of pool {_named(pool)} gets {' and '.join(changes)}",
         )
         try:
             return shown(await self._relay.steer_target(pool, target, state, weight))
@@ -362,7 +390,7 @@ class Api:
 
     async def _check(self, call: Call) -> Answer:
         outcome = await self._relay.check()
-        return shown(Checked(okay=outcome.okay, errors=outcome.errors))
+        return shown(Checked(okay=outcome.okay, changed=outcome.changed, errors=outcome.errors))
 
     async def _drain(self, call: Call) -> Answer:
         now = flag(call.body, "now")
@@ -438,7 +466,7 @@ class Api:
                         "So many at most; 0: all.",
                     ),
                 },
-                answers={200: SessionsShown},
+                answers={200: SessionsShown, 503: Wrong},
             ),
             Route(
                 method="DELETE",
@@ -534,6 +562,11 @@ class Api:
                 answers={200: "application/json"},
             ),
         )
+
+
+def _named(text: str) -> str:
+    """@return: what somebody asked for, for the log: a line that does nothing to a terminal."""
+    return printable(text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…")
 
 
 def _content_type(request: AdminRequest) -> list[bytes]:

@@ -18,6 +18,7 @@ from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
 from .answer import Refused, head
+from .parameters import LARGEST_BODY
 
 if TYPE_CHECKING:
     from .site import AdminSite
@@ -101,6 +102,14 @@ class Channel(HTTPChannel):
             self._watch()
         super().dataReceived(data)
 
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            received: bool = super().headerReceived(line)
+        except ValueError:  # int() reads no Content-Length of thousands of digits
+            self.too_large()
+            return False
+        return received
+
     def lineReceived(self, line: bytes) -> None:
         if not self._refused:
             super().lineReceived(line)
@@ -137,6 +146,10 @@ class Channel(HTTPChannel):
     def _send100Continue(self) -> None:
         if not self._refused:
             super()._send100Continue()
+
+    def too_large(self) -> None:
+        """Refuse a body."""
+        self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has {LARGEST_BODY} bytes at most")
 
     def refuse(self, status: HTTPStatus, sentence: str) -> None:
         """Answer what is no request, or none yet, and close; what else comes is dropped."""

@@ -6,6 +6,7 @@ is told by name.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -75,8 +76,8 @@ def read_body(raw: bytes, content_type: Sequence[str], known: Collection[str]) -
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise bad(twice, "it is there twice: say it once")
     return made
 
@@ -136,5 +137,8 @@ def _unknown(what: str, name: str, known: Collection[str]) -> str:
 
 
 def _named(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # it was read some calls nearer to the bottom of the stack
+        return "what is there"
     return text if len(text) <= 100 else f"{text[:100]}…"

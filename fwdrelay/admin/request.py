@@ -68,18 +68,13 @@ class AdminRequest(Request):
         """
         self.content = BytesIO()
         if length is not None and length > LARGEST_BODY:
-            self._too_large()
+            self.channel.too_large()
 
     def handleContentChunk(self, data: bytes) -> None:
         if self.content.tell() + len(data) > LARGEST_BODY:
-            self._too_large()
+            self.channel.too_large()
         else:
             self.content.write(data)
-
-    def _too_large(self) -> None:
-        self.channel.refuse(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has {LARGEST_BODY} bytes at most"
-        )
 
     def parseCookies(self) -> None:
         """Nobody wants any."""

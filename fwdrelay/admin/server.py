@@ -71,11 +71,18 @@ class AdminServer:
         return self._config.admin if self._port is None else where(self._port)
 
     def renew_token(self) -> None:
-        """Read the token's file again; while that is of no use, the old token stays."""
+        """
+        Read the token's file again; while that is of no use, the old token stays. Who listens has shown the
+        old one, and has to show the new one.
+        """
         try:
-            self._guard.token = self._read_token()
+            token = self._read_token()
         except ConfigError as error:
             self.log.error("The token of the admin API stays as it was: {error}", error=error)
+            return
+        if token != self._guard.token:
+            self._guard.token = token
+            self._streams.stop()
 
     def _read_token(self) -> Token | None:
         if not self._needs_token:

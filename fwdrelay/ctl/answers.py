@@ -19,8 +19,10 @@ from .exits import Strange
 
 __all__ = [
     "Checked",
+    "Draining",
     "PoolShown",
     "PoolsShown",
+    "Reloaded",
     "Sample",
     "SessionShown",
     "SessionsShown",
@@ -58,7 +60,22 @@ class Checked:
     """What `POST /v1/check` answers."""
 
     okay: bool
-    errors: tuple[str, ...] = ()
+    changed: str
+    errors: tuple[str, ...]
+
+
+@frozen
+class Reloaded:
+    """What `POST /v1/reload` answers."""
+
+    changed: str
+
+
+@frozen
+class Draining:
+    """What `POST /v1/drain` answers."""
+
+    state: str
 
 
 @frozen

@@ -72,8 +72,8 @@ class Answer:
             return None
         sentence = str(self.document["error"])
         if self.status == 401:
-            if not self.shown:
-                sentence += "; show a token with --token-file FILE"
+            if not self.shown:  # what the relay says of that is meant for whoever writes HTTP
+                sentence = "the relay wants a token: show a token with --token-file FILE"
             return NotAuthorised(sentence)
         if self.status == 403:
             return NotAuthorised(sentence)

@@ -125,7 +125,8 @@ def _parse_place(text: str) -> str:
         place = "off"
     if place == "off" or (not place.startswith("unix:") and not split_admin(place)[1]):
         raise ValueError(
-            f"{text!r} is not where a relay can be asked: write ADDR:PORT, [IPV6]:PORT or unix:PATH"
+            f"{text!r} is not where a relay can be asked: write ADDR:PORT, [IPV6]:PORT or unix:PATH; "
+            "ADDR is an IP address or localhost, with no http:// before it"
         )
     return place
 

@@ -421,14 +421,23 @@ def _steer(
     asking: Asking, name: str, body: Document, *, wait: bool = False, timeout: float = 0.0
 ) -> None:
     from .answers import PoolsShown, TargetShown, value_of
-    from .names import find_target, full_name, target_path
+    from .names import find_target, full_name, target_path, what_may_surprise
     from .waiting import Wait
 
-    pool, found = find_target(name, value_of(_document(asking, "/v1/pools"), PoolsShown).pools)
+    pools = value_of(_document(asking, "/v1/pools"), PoolsShown).pools
+    try:
+        pool, found = find_target(name, pools)
+    except Failure as failure:
+        if asking.as_json:
+            write_json({"error": str(failure)})
+        raise
     answer = asking.api().ask("PATCH", target_path(pool, found), None, body)
     if not wait or answer.failure():
         asking.written(answer)
     document, called = answer.document, full_name(pool, found)
+    if "state" in body:
+        for sentence in what_may_surprise(pool, value_of(document, TargetShown)):
+            tell(sentence)
     if wait:
         told = -1
 
@@ -476,9 +485,12 @@ def reload(asking: Asking) -> None:
 
     It is what SIGHUP does. A file that is wrong changes nothing.
     """
+    from .answers import Reloaded, value_of
+
     document = asking.ask("POST", "/v1/reload", patience=LONG_PATIENCE)
+    changed = value_of(document, Reloaded).changed
     if not asking.as_json:
-        say(f"The configuration is in force: {document.get('changed') or 'nothing differs'}.")
+        say(f"The configuration is in force: {changed or 'nothing differs'}.")
 
 
 @cli.command()
@@ -503,7 +515,9 @@ def drain(asking: Asking, now: bool, wait: bool, timeout: float, yes: bool) -> N
         if not confirmed:
             raise Refused("nothing was done")
     before = _document(asking, "/v1/status") if wait else {}
-    asking.ask("POST", "/v1/drain", body={"now": True} if now else None)
+    from .answers import Draining, value_of
+
+    value_of(asking.ask("POST", "/v1/drain", body={"now": True} if now else None), Draining)
     if not wait:
         if not asking.as_json:
             say("The relay drains, and stops then.")
@@ -565,7 +579,10 @@ def check(asking: Asking, file: str | None) -> None:
     if not checked.okay:
         raise WrongConfiguration(*checked.errors)
     if not asking.as_json:
-        say("Nothing is wrong with the configuration: a reload would do.")
+        say(
+            f"Nothing is wrong with the configuration: {checked.changed}."
+            " A reload would do, if what is new in it can be bound and opened."
+        )
 
 
 def _check_file(asking: Asking, file: str) -> None:

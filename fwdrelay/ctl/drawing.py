@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
 from ..config.check import printable
 from ..words import counted
 from .answers import PoolShown, SessionShown, Status, TargetShown
+from .asking import tell
 from .figures import duration, milliseconds, moment, percent, size
 
 STATES = {
@@ -34,6 +35,11 @@ STATES = {
     "down": "red",
 }
 """The colours of states."""
+
+_GAP = 2
+_NAME = len("255.255.255.255:65535")
+"""Names that are no longer are not cut to make room for what is less important."""
+_PART_OF_A_NAME = 8
 
 
 def at_terminal() -> bool:
@@ -58,12 +64,21 @@ def console() -> Console:
 def show(*drawn: Drawable) -> None:
     """Draw on stdout."""
     if at_terminal():
-        console().print(*drawn, sep="\n")
+        screen = console()
+        screen.print(*drawn, sep="\n")
+        _tell_what_is_left_out(screen.width, drawn)
         return
     for each in drawn:
         for line in each.lines() if isinstance(each, Rows) else str(each).split("\n"):
             sys.stdout.write(f"{line.rstrip()}\n")
     sys.stdout.flush()
+
+
+def _tell_what_is_left_out(room: int, drawn: Iterable[Drawable]) -> None:
+    tables = [each for each in drawn if isinstance(each, Rows)]
+    heads = dict.fromkeys(head for table in tables for head in table.left_out(room))
+    if heads:
+        tell(f"there is no room for {', '.join(heads)}; with `| cat` behind it, all is shown")
 
 
 def plain(text: str | None, style: str = "") -> Text:
@@ -75,15 +90,19 @@ def plain(text: str | None, style: str = "") -> Text:
 
 class Rows:
     """
-    A table. At a terminal it is rich's, which fits it to the width; elsewhere it is as wide as need be, and made
+    A table. At a terminal it is rich's, which fits into the width; elsewhere it is as wide as need be, and made
     here, as rich takes a while for thousands of rows.
 
     @param columns: their heads; those that begin with `>` have numbers, and those with `~` sentences, which may
         be broken.
+    @param omit: heads of columns that a narrow terminal goes without, the first one first. Names are cut only when
+        all of these are gone, for half a name is of no use to anybody.
     """
 
-    def __init__(self, *columns: str) -> None:
+    def __init__(self, *columns: str, omit: Sequence[str] = ()) -> None:
         self._columns = columns
+        self._heads = [column.lstrip(">~").upper() for column in columns]
+        self._omit = [self._heads.index(head.upper()) for head in omit]
         self._rows: list[tuple[Text | str, ...]] = []
 
     def __len__(self) -> int:
@@ -94,36 +113,75 @@ class Rows:
         """One more row; cells that are missing are empty."""
         self._rows.append(cells)
 
-    def __rich__(self) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for column, head in zip(self._columns, self._heads, strict=True):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        widths = self._fitted(options.max_width)
+        for index, width in widths.items():
+            column = self._columns[index]
             table.add_column(
-                Text(head),
+                Text(self._heads[index]),
                 justify="right" if column.startswith(">") else "left",
+                width=width,
                 no_wrap=not column.startswith("~"),
                 overflow="fold" if column.startswith("~") else "ellipsis",
             )
         for row in self._rows:
-            table.add_row(*row)
-        return table
+            table.add_row(*(row[index] for index in widths if index < len(row)))
+        yield table
 
     def lines(self) -> Iterator[str]:
         """It, as plain text."""
-        rows = [self._heads, *([str(cell) for cell in row] for row in self._rows)]
-        widths = [0] * len(self._columns)
-        for row in rows:
-            for index, cell in enumerate(row):
-                widths[index] = max(widths[index], cell_len(cell))
-        for row in rows:
+        widths = self._widths()
+        for row in ([str(cell) for cell in row] for row in (self._heads, *self._rows)):
             padded = []
             for column, width, cell in zip(self._columns, widths, row, strict=False):
                 blanks = " " * (width - cell_len(cell))
                 padded.append(blanks + cell if column.startswith(">") else cell + blanks)
-            yield "  ".join(padded)
+            yield (" " * _GAP).join(padded)
 
-    @property
-    def _heads(self) -> list[str]:
-        return [column.lstrip(">~").upper() for column in self._columns]
+    def left_out(self, room: int) -> list[str]:
+        """
+        @param room: cells of a line.
+        @return: the heads of the columns for which there is none.
+        """
+        shown = self._fitted(room)
+        return [head for index, head in enumerate(self._heads) if index not in shown]
+
+    def _widths(self) -> list[int]:
+        """What each column needs."""
+        widths = [cell_len(head) for head in self._heads]
+        for row in self._rows:
+            for index, cell in enumerate(row):
+                widths[index] = max(widths[index], cell_len(str(cell)))
+        return widths
+
+    def _fitted(self, room: int) -> dict[int, int]:
+        """
+        @param room: cells of a line.
+        @return: the columns that are shown, by their place, and how wide each is.
+        """
+        widths = dict(enumerate(self._widths()))
+        names = [index for index, column in enumerate(self._columns) if not column.startswith(">")]
+        enough = {
+            index: min(width, _NAME) if index in names else width for index, width in widths.items()
+        }
+        for index in self._omit:
+            if _across(enough) <= room:
+                break
+            del widths[index], enough[index]
+        for which, least in ((names, _NAME), (names, _PART_OF_A_NAME), (list(widths), 1)):
+            shown = [index for index in which if index in widths]
+            while _across(widths) > room:
+                widest = max(shown, key=widths.__getitem__)
+                if widths[widest] <= least:
+                    break
+                widths[widest] -= 1
+        return widths
+
+
+def _across(widths: Mapping[int, int]) -> int:
+    """How wide columns are, with what is between them."""
+    return sum(widths.values()) + _GAP * (len(widths) - 1)
 
 
 Drawable: TypeAlias = str | Text | Rows
@@ -150,7 +208,7 @@ def status_head(status: Status) -> Text:
         text.append_text(plain(moment(reloads.last))).append(" ").append(went, style)
     if status.access_log_dropped:
         lines = counted(status.access_log_dropped, "line")
-        text.append(f"\n{lines} of the access log dropped, as nobody took them in time", "red")
+        text.append(f"\n{lines} of the access log dropped; the relay's log says why", "red")
     return text
 
 
@@ -159,6 +217,7 @@ def listeners_table(status: Status) -> Rows:
     drawn = Rows(
         *("listener", "state", "addresses", "pool", "tls"),
         *(">sessions", ">total", ">refused", ">up", ">down"),
+        omit=("tls", "pool", "up", "down", "total", "addresses"),
     )
     for each in status.listeners:
         most = f"/{each.max_sessions}" if each.max_sessions else ""
@@ -179,7 +238,10 @@ def listeners_table(status: Status) -> Rows:
 
 def pools_in_short(pools: Iterable[PoolShown]) -> Rows:
     """A row for each pool."""
-    drawn = Rows("pool", "targets", ">sessions", ">waiting", "balance", "check")
+    drawn = Rows(
+        *("pool", "targets", ">sessions", ">waiting", "balance", "check"),
+        omit=("check", "balance", "waiting"),
+    )
     for pool in pools:
         good = sum(target.up and target.state == "ready" for target in pool.targets)
         all_of_them = len(pool.targets)
@@ -213,6 +275,7 @@ def pools_table(pools: Sequence[PoolShown]) -> Rows:
     drawn = Rows(
         *("pool", "target", *(["address"] if addresses else []), "state", ">sessions"),
         *(">share", ">weight", ">dial", "since", "~cause"),
+        omit=(*(["address"] if addresses else []), "since", "dial", "weight", "share", "pool"),
     )
     for pool in pools:
         for each in pool.targets:
@@ -239,6 +302,7 @@ def sessions_table(sessions: Iterable[SessionShown]) -> Rows:
     drawn = Rows(
         *("session", "listener", "client", "pool", "target", "state"),
         *(">age", ">idle", ">up", ">down", "sni"),
+        omit=("listener", "sni", "pool", "idle", "state", "age", "up", "down", "target"),
     )
     for each in sessions:
         drawn.add(

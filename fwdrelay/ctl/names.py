@@ -1,4 +1,4 @@
-"""Which target is meant by `POOL/TARGET`, or by its label alone."""
+"""Which target is meant by `POOL/TARGET`, or by its label alone; and what else there is in its pool."""
 
 from __future__ import annotations
 
@@ -53,3 +53,19 @@ def target_path(pool: PoolShown, target: TargetShown) -> str:
     @return: where the API has it.
     """
     return f"/v1/pools/{segment(pool.name)}/targets/{segment(target.name)}"
+
+
+def what_may_surprise(pool: PoolShown, target: TargetShown) -> list[str]:
+    """
+    @param pool: as it was before.
+    @param target: one of it, whose state was set.
+    @return: what somebody may not have thought of, as sentences.
+    """
+    if target.state == "ready":
+        return (
+            [] if target.up else [f"{full_name(pool, target)} is down all the same: {target.cause}"]
+        )
+    others = [each for each in pool.targets if each.name != target.name]
+    if any(each.up and each.state == "ready" for each in others):
+        return []
+    return [f"pool {pool.name} has no target left that is up"]

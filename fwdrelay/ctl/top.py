@@ -207,7 +207,10 @@ def _head(frame: Frame, sort: str, notice: str, keys: bool) -> Text:
 
 def _pools(pools: tuple[PoolShown, ...], most: int) -> drawing.Rows:
     """@param most: rows; 0: any number."""
-    table = drawing.Rows("pool", "target", "state", ">sessions", ">share", ">dial", "cause")
+    table = drawing.Rows(
+        *("pool", "target", "state", ">sessions", ">share", ">dial", "cause"),
+        omit=("dial", "share", "pool", "cause"),
+    )
     rows = [(pool, target) for pool in pools for target in pool.targets]
     cut = most and len(rows) > most
     for pool, target in rows[: most - 1] if cut else rows:
@@ -229,6 +232,7 @@ def _sessions(rows: list[Row]) -> drawing.Rows:
     table = drawing.Rows(
         *("session", "client", "target", "state", ">age"),
         *(">up/s", ">down/s", ">up", ">down", "sni"),
+        omit=("sni", "state", "up", "down", "age", "session", "target"),
     )
     for row in rows:
         each = row.session
@@ -366,7 +370,7 @@ class Screen:
         elif self._frame is None or not isinstance(told, NoRelay):
             raise told
         else:
-            self.notice = f"{told}; trying again"
+            self.notice = f"trying again: {told}"
 
     def press(self, keys: bytes) -> bool:
         """

@@ -228,7 +228,7 @@ class Listener(ServerFactory):
         if refused is not None:
             # In a flood this is all that is done for each.
             client.named = self.refusals.add(refused.reason)
-            if client.named or self._is_followed(client):
+            if client.named or self._would_be_followed(client):
                 self._session_of(client).refuse(refused.reason, refused.why)
             else:
                 client.transport.abortConnection()
@@ -240,7 +240,7 @@ class Listener(ServerFactory):
             self._audience.opened(partial(self._opened, session, client))
         if self._audience.log_interval:
             self._tell_progress_of(session, client)
-        if session.trace is not None and not self._accepts_headers:
+        if session.trace is not None and not self.wants_header(client):
             session.trace.tell("admitted", self.fullness)
         if not self._opens_at_once:
             session.open(Opening(self, session, client))
@@ -254,27 +254,30 @@ class Listener(ServerFactory):
     def _session_of(self, client: ClientProtocol) -> Session:
         session = Session(self._policy, next(_numbers), client, self.clock.seconds(), None)
         self.sessions.add(session)
-        self.follow(session, client)
+        if self._audience.tracer.watchers:
+            self.follow(session, client)
         return session
 
     # Who looks on.
 
-    def _is_followed(self, client: ClientProtocol) -> bool:
-        watchers = self._audience.tracer.watchers
-        return bool(watchers) and any(watcher.wants(client.host) for watcher in watchers)
+    def _would_be_followed(self, client: ClientProtocol) -> bool:
+        tracer = self._audience.tracer
+        return bool(tracer.watchers) and tracer.would_follow(client.host)
 
     def follow(self, session: Session, client: ClientProtocol) -> None:
-        """Follow `session`, if somebody wants to, as far as it is known who its client is."""
+        """Have `session` followed by whoever wants to, as far as it is known who its client is."""
+        tracer = self._audience.tracer
         if session.trace is not None:
-            session.trace.identified(client.address)
-            return
-        if not self._audience.tracer.watchers:
-            return
-        session.trace = self._audience.tracer.trace(
-            session.name, self.name, client.address, client.host, session.started
-        )
-        if session.trace is not None:
-            session.trace.tell("accepted", f"at {client.local}")
+            tracer.identified(session.trace, client.address, client.host)
+        elif tracer.watchers:
+            session.trace = tracer.trace(
+                session.name,
+                self.name,
+                client.address,
+                client.local,
+                client.host,
+                session.started,
+            )
 
     @property
     def fullness(self) -> str:
@@ -294,8 +297,22 @@ class Listener(ServerFactory):
         )
 
     def _tell_progress_of(self, session: Session, client: ClientProtocol) -> None:
+        interval = self._audience.log_interval
         client.progress = Progress(session, self._lasts)
-        self.deadlines.set(client.progress, session.started + self._audience.log_interval)
+        # Nearly always once: it has just begun. Else as if it had been so from then on.
+        times = max(self.clock.seconds() - session.started, 0.0) // interval + 1
+        self.deadlines.set(client.progress, session.started + times * interval)
+
+    def log_interval_changed(self) -> None:
+        """Sessions that last are told of as often as is wanted now, those that are open among them."""
+        for session in self.sessions:
+            client = session.client
+            assert isinstance(client, ClientProtocol)
+            if client.progress is not None:
+                self.deadlines.discard(client.progress)
+                client.progress = None
+            if self._audience.log_interval:
+                self._tell_progress_of(session, client)
 
     def _lasts(self, session: Session) -> float:
         self._audience.lasts(partial(self._event, session, "progress", "--"))
@@ -358,10 +375,11 @@ class Listener(ServerFactory):
         client, reason = session.client, session.reason
         assert isinstance(client, ClientProtocol)
         assert reason is not None
-        summed = reason in REFUSALS or (reason is Reason.CLIENT_LEFT and session.pool is None)
-        if client.admitted and summed:  # who was refused at once was counted before
+        if not client.admitted:
+            pass  # who was refused at once was counted before
+        elif reason in REFUSALS or (reason is Reason.CLIENT_LEFT and session.pool is None):
             client.named = self.refusals.add(reason)
-        if client.admitted and not summed:
+        else:
             self.totals.count(session, self.clock.seconds() - session.started)
         try:
             if client.named:

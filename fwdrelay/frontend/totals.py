@@ -35,13 +35,20 @@ class Totals:
 
         @param seconds: since its client was accepted.
         """
-        pool = session.pool
+        pool, upstream = session.pool, session.upstream
         assert session.reason is not None
         self.ended["" if pool is None else pool.name, session.reason] += 1
         self.bytes_up += session.client.received
-        if session.upstream is not None:
-            self.bytes_down += session.upstream.received
+        if upstream is not None:
+            self.bytes_down += upstream.received
         self.seconds.add(seconds)
+
+    def add(self, others: Totals) -> None:
+        """Those of a listener that is no more, as far as anybody asks for them: its name is nobody's any more."""
+        self.let_in += others.let_in
+        self.refused.update(others.refused)
+        self.bytes_up += others.bytes_up
+        self.bytes_down += others.bytes_down
 
     def forget_pools(self, but: set[str]) -> None:
         """Their names are not those of pools any more; numbers by pool must not become ever more."""

@@ -8,9 +8,11 @@ A relay may open thousands of sessions a second, which nobody could read: of tho
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 from attrs import frozen
+from twisted.logger import Logger
 
 from .events import SessionEnded
 
@@ -39,22 +41,19 @@ SessionEvent: TypeAlias = SessionOpened | SessionEnded
 class Feed:
     """
     @param clock: `twisted.internet.interfaces.IReactorTime`.
-    @param changed: called when the first has subscribed, and when the last has left.
+    @ivar wanted: whether anybody has subscribed.
     @ivar skipped: events that were not told, since the start.
     """
 
-    def __init__(self, clock: Any, changed: Callable[[], object] = lambda: None) -> None:
+    log = Logger()
+
+    def __init__(self, clock: Any) -> None:
         self._clock = clock
-        self._changed = changed
         self._subscribers: dict[object, Callable[[SessionEvent], object]] = {}
         self._second = -1
         self._told = 0
+        self.wanted = False  # no property: it is asked for each session, twice
         self.skipped = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody has subscribed."""
-        return bool(self._subscribers)
 
     def subscribe(self, tell: Callable[[SessionEvent], object]) -> Callable[[], None]:
         """
@@ -63,14 +62,12 @@ class Feed:
         """
         key = object()
         self._subscribers[key] = tell
-        if len(self._subscribers) == 1:
-            self._changed()
+        self.wanted = True
+        return partial(self._leave, key)
 
-        def leave() -> None:
-            if self._subscribers.pop(key, None) is not None and not self._subscribers:
-                self._changed()
-
-        return leave
+    def _leave(self, key: object) -> None:
+        self._subscribers.pop(key, None)
+        self.wanted = bool(self._subscribers)
 
     def has_room(self) -> bool:
         """
@@ -88,6 +85,10 @@ class Feed:
         return True
 
     def tell(self, event: SessionEvent) -> None:
-        """Tell everybody of `event`."""
-        for tell in list(self._subscribers.values()):
-            tell(event)
+        """Tell everybody of `event`. No session fails because of who looks on."""
+        for key, tell in list(self._subscribers.items()):
+            try:
+                tell(event)
+            except Exception:
+                self.log.failure("A subscriber could not be told of a session, and is told no more")
+                self._leave(key)

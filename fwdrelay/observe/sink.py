@@ -183,8 +183,7 @@ class Sink:
         Open the file anew by its name. Where that fails the old one is kept.
         """
         if self._path is not None:
-            self._cannot_begin = ""
-            self._begin_anew(self._path)
+            self._begin_anew(self._path, tell_again=True)
 
     def close(self, patience: float = LAST_WAIT) -> None:
         if self._flushing is not None:
@@ -230,20 +229,24 @@ class Sink:
         else:
             if (found.st_dev, found.st_ino) != self._file:
                 self._begin_anew(self._path)
+            else:
+                self._is_where_it_should_be(self._path)
 
-    def _begin_anew(self, path: str) -> None:
+    def _begin_anew(self, path: str, *, tell_again: bool = False) -> None:
         """
         What waits goes into the new file, for the old one may be compressed by now; but for the rest of a
         line that was begun there.
+
+        @param tell_again: that it fails, also where that was told already.
         """
         try:
             opened = self._open(path)
         except CannotOpenLog as failed:
-            if str(failed) != self._cannot_begin:
+            if tell_again or str(failed) != self._cannot_begin:
                 self._cannot_begin = str(failed)
                 self.log.error("{failed}; going on with the old one.", failed=failed)
             return
-        self._cannot_begin = ""
+        self._is_where_it_should_be(path)
         if self._begun:
             rest = self._waiting[: self._waiting.find(b"\n") + 1]
             del self._waiting[: len(rest)]
@@ -251,6 +254,12 @@ class Sink:
         os.close(self._fd)
         self._broken = self._stuck = False
         self._use(opened)
+
+    def _is_where_it_should_be(self, path: str) -> None:
+        """Tell so, where something else was told before."""
+        if self._cannot_begin:
+            self._cannot_begin = ""
+            self.log.info("The access log is written to {path} again.", path=path)
 
     def _finish(self, rest: bytearray) -> None:
         """Write the rest of a line to a file that is about to be left."""
@@ -280,7 +289,8 @@ class Sink:
         except OSError as failed:
             if not self._broken:
                 self.log.error(
-                    "Can't write the access log: {reason}. Its lines are dropped until that changes.",
+                    "Can't write the access log to {path}: {reason}. Its lines are dropped until that changes.",
+                    path=self._path or "standard output",
                     reason=failed.strerror,
                 )
             self._broken = True

@@ -59,7 +59,7 @@ class ListenerShown:
 
 @frozen(kw_only=True)
 class Totals:
-    """Of all listeners; see `ListenerShown`."""
+    """Of all listeners, those that were there since the start among them; see `ListenerShown`."""
 
     sessions: int
     sessions_total: int

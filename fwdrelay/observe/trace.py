@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import define, frozen
+from twisted.logger import Logger
 
 from ..networks import Networks
 
@@ -40,7 +41,7 @@ STEPS = (
 """What can be told of a session, in about the order in which it happens."""
 
 MOST_FOLLOWED = 200
-"""Sessions that one watcher follows at a time; others that match are only counted."""
+"""Sessions that one watcher follows at a time; others that match are not followed."""
 
 
 @frozen(kw_only=True)
@@ -73,17 +74,35 @@ class Watcher:
     @ivar networks: of the clients whose sessions it follows; None: everybody's.
     @ivar tell: gets each step.
     @ivar following: sessions that have not ended yet.
-    @ivar unfollowed: sessions that would have been followed, but for `MOST_FOLLOWED`.
     """
+
+    log: ClassVar[Logger] = Logger()
 
     networks: Networks | None
     tell: Callable[[TraceStep], object]
     following: int = 0
-    unfollowed: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it can follow one more."""
+        return self.following < MOST_FOLLOWED
+
+    @property
+    def hears(self) -> bool:
+        """Whether it is still told anything."""
+        return self.tell is not _drop
 
     def wants(self, host: str | None) -> bool:
         """@param host: a client's IP address; None for one that came by a Unix socket."""
         return self.networks is None or (host is not None and host in self.networks)
+
+    def hear(self, step: TraceStep) -> None:
+        """Tell it of `step`. No session fails because of who looks on."""
+        try:
+            self.tell(step)
+        except Exception:
+            self.tell = _drop
+            self.log.failure("Who follows sessions could not be told of them, and is told no more")
 
 
 class Trace:
@@ -96,6 +115,7 @@ class Trace:
     """
 
     __slots__ = (
+        "_accepted",
         "_client",
         "_clock",
         "_listener",
@@ -114,27 +134,48 @@ class Trace:
         session: str,
         listener: str,
         client: str,
+        local: str,
         started: float,
     ) -> None:
         self._clock = clock
-        self._watchers = watchers
+        self._watchers: list[Watcher] = []
         self._session = session
         self._listener = listener
         self._client = client
+        self._accepted = f"at {local}"
         self._started = started
         self.told_up = self.told_down = False
         self.looking: Any = None
-        for watcher in watchers:
-            watcher.following += 1
+        self._follow(watchers)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody still wants to know."""
+        return any(watcher.hears for watcher in self._watchers)
+
+    def _follow(self, watchers: list[Watcher]) -> None:
+        """They do so from now on, and hear of its beginning first."""
+        if watchers:
+            accepted = self._step("accepted", self._accepted, self._started)
+            for watcher in watchers:
+                watcher.following += 1
+                watcher.hear(accepted)
+            self._watchers += watchers
 
     def tell(self, step: str, detail: str, at: float | None = None) -> None:
         """
         @param step: one of `STEPS`.
         @param at: when that was, by the clock; None: now.
         """
-        at = self._clock.seconds() if at is None else at
-        told = TraceStep(
-            time=time.time(),
+        told = self._step(step, detail, at)
+        for watcher in self._watchers:
+            watcher.hear(told)
+
+    def _step(self, step: str, detail: str, at: float | None) -> TraceStep:
+        now = self._clock.seconds()
+        at = now if at is None else at
+        return TraceStep(
+            time=time.time() - (now - at),
             session=self._session,
             listener=self._listener,
             client=self._client,
@@ -142,12 +183,18 @@ class Trace:
             step=step,
             detail=detail,
         )
-        for watcher in self._watchers:
-            watcher.tell(told)
 
-    def identified(self, client: str) -> None:
-        """@param client: who it is, as a header has told."""
+    def is_followed_by(self, watcher: Watcher) -> bool:
+        """Whether `watcher` does so already."""
+        return watcher in self._watchers
+
+    def identified(self, client: str, watchers: list[Watcher]) -> None:
+        """
+        @param client: who it is, as a header has told.
+        @param watchers: who has waited for that one, and follows it from now on.
+        """
         self._client = client
+        self._follow(watchers)
 
     def end(self, detail: str) -> None:
         """The session has ended: the last step."""
@@ -188,21 +235,47 @@ class Tracer:
 
         return stop
 
+    def would_follow(self, host: str | None) -> bool:
+        """
+        @param host: the client's IP address; None for one that came by a Unix socket.
+        @return: whether `trace` would answer one.
+        """
+        return any(watcher.has_room and watcher.wants(host) for watcher in self.watchers)
+
     def trace(
-        self, session: str, listener: str, client: str, host: str | None, started: float
+        self,
+        session: str,
+        listener: str,
+        client: str,
+        local: str,
+        host: str | None,
+        started: float,
     ) -> Trace | None:
         """
+        Whoever wants to follow this one does so from now on, and is told that it was accepted.
+
+        @param local: the address that the client connected to.
         @param host: the client's IP address; None for one that came by a Unix socket.
         @param started: when it was accepted, by the clock.
         @return: None: nobody follows it.
         """
-        wanting = [watcher for watcher in self.watchers if watcher.wants(host)]
-        following = [watcher for watcher in wanting if watcher.following < MOST_FOLLOWED]
-        for watcher in wanting:
-            watcher.unfollowed += watcher.following >= MOST_FOLLOWED
+        following = [each for each in self.watchers if each.has_room and each.wants(host)]
         if not following:
             return None
-        return Trace(self._clock, following, session, listener, client, started)
+        return Trace(self._clock, following, session, listener, client, local, started)
+
+    def identified(self, trace: Trace, client: str, host: str | None) -> None:
+        """
+        A header has told who the client of one is that is followed: whoever wants to follow that one does so, too.
+
+        @param host: its IP address.
+        """
+        following = [
+            each
+            for each in self.watchers
+            if each.has_room and each.wants(host) and not trace.is_followed_by(each)
+        ]
+        trace.identified(client, following)
 
 
 def _drop(step: TraceStep) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
 
 from twisted.application.service import Service
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 
@@ -75,7 +77,7 @@ class Signals(Service):
         if now:
             # Those who were promised a connection are accepted first: the service's own trigger is older.
             self._reactor.addSystemEventTrigger("before", "shutdown", self._relay.cut_all)
-        self._reactor.stop()
+        self._stop_reactor()
 
     def _install(self) -> None:
         # With --logfile, twistd has one that begins a new file of its own log.
@@ -96,6 +98,11 @@ class Signals(Service):
         else:
             self._stopping = True
             self.log.info("{name}: stopping.", name=name)
+            self._stop_reactor()
+
+    def _stop_reactor(self) -> None:
+        # Something else in the process may have stopped it already.
+        with suppress(ReactorNotRunning):
             self._reactor.stop()
 
     def _reload(self, name: str) -> None:

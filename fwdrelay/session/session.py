@@ -176,11 +176,12 @@ class Session:
 
     def _queue(self, pool: Pool) -> None:
         self.state = after(self.state, Input.QUEUED)
-        if self.trace is not None:
-            self.trace.tell("queued", f"behind {pool.waiting} others: {pool.why_none()}")
+        others = pool.waiting
         if not pool.wait(self):
             self._close(Input.REFUSED, Reason.QUEUE_FULL)
             return
+        if self.trace is not None:
+            self.trace.tell("queued", f"behind {others} others: {pool.why_none()}")
         self._changed = self.policy.clock.seconds()
         self._wait()
 
@@ -294,7 +295,7 @@ class Session:
         """The byte path tells nobody of bytes."""
         trace.looking = None
         self._tell_first_bytes(trace)
-        if self.state is not State.CLOSED and not (trace.told_up and trace.told_down):
+        if trace.heard and not (trace.told_up and trace.told_down):
             longer = min(wait * 2, _LONGEST_FIRST_BYTES_LOOK)
             trace.looking = self.policy.clock.callLater(
                 wait, self._look_for_first_bytes, trace, longer

@@ -435,13 +435,15 @@ class Pool:
         @return: which part of the next sessions is meant for each target that may get any; from 0 to 1. How
             full they are is not looked at, nor who the clients are.
         """
+        by_weight = self.config.balance == "source-hash"  # which has no use for a slow start
         if self._starting:
             self._ramp_all_up()
         tier = self._tiers[0] if self._tiers else ()
         if self.config.balance == "first":
             tier = tier[:1]
-        total = sum(target.share for target in tier)
-        return {target: target.share / total for target in tier}
+        parts = {target: target.weight if by_weight else target.share for target in tier}
+        total = sum(parts.values())
+        return {target: part / total for target, part in parts.items()}
 
     def why(self, elected: Target, tried: Collection[Target] = ()) -> str:
         """
@@ -577,9 +579,9 @@ class Pool:
                 cause=cause,
                 how_many=how_many,
             )
-            if not left:
+            if not any(each.electable for each in self.targets):
                 self.log.error(
-                    "Pool {pool} has no target that is up: new sessions {policy}.",
+                    "Pool {pool} has no target left that is up: new sessions {policy}.",
                     pool=self.name,
                     policy=self._when_all_down(),
                 )

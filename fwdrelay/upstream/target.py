@@ -35,6 +35,8 @@ class Dials:
 
     def done(self, seconds: float) -> None:
         """One more was opened."""
+        if seconds < 0.0:  # the clock was set back
+            seconds = 0.0
         self.seconds.add(seconds)
         average = self.average
         self.average = seconds if average is None else average + (seconds - average) * _NEWEST

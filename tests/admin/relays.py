@@ -158,7 +158,7 @@ class FakeRelay:
     @ivar asked: what it was asked to do, in order.
     @ivar told: who has subscribed to its sessions.
     @ivar followed: who follows new sessions, and whose.
-    @ivar slow: what its status waits for.
+    @ivar slow: what its status, its sessions and the end of one wait for.
     @ivar failing: what asking for its status raises.
     """
 
@@ -181,6 +181,7 @@ class FakeRelay:
 
     async def sessions(self, wanted: SessionsWanted) -> SessionsShown:
         self.asked.append(wanted)
+        await self.slow()
         if wanted.client == "nobody":
             raise ValueError("'nobody' is not a network")
         return SessionsShown(sessions=tuple(self.open), count=len(self.open))

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 
-from fwdrelay.admin import Outcome
+from fwdrelay.admin import Outcome, api
 from fwdrelay.admin.answer import HEADERS
 from fwdrelay.admin.guard import Guard
 from fwdrelay.admin.request import AdminRequest
@@ -109,6 +109,46 @@ class LookingTests(ApiTestCase):
         client.wire.go()
         self.assertEqual(self.soon(), [])
 
+    def test_so_many_lists_wait_to_be_read_and_no_more(self) -> None:
+        self.patch(api, "WAITING", 3000)
+        self.relay.open = [SESSION] * 2000
+        patient = [self.served.connect() for _ in range(3)]
+        for client in patient:
+            client.wire.stuck = True
+            client.send(request("GET", "/v1/sessions"))
+            client.received()
+            self.assertEqual(client.channel.busy, client is not patient[2])
+        response = self.served.ask("GET", "/v1/sessions")
+        self.assert_refused(response, 503, "lists of 4000 sessions", "or for 250")
+        self.assertEqual(response.headers["retry-after"], "1")
+        self.assertEqual(len(self.relay.asked), 2)
+        self.relay.open = [SESSION] * 250
+        self.assertEqual(self.served.ask("GET", "/v1/sessions?limit=250").status, 200)
+        self.relay.open = [SESSION] * 2000
+        patient[0].wire.go()
+        client = self.served.connect()
+        client.send(request("GET", "/v1/sessions"))
+        patient[1].wire.unstick()
+        for _ in range(20):
+            self.served.clock.advance(0)
+        for each in (client, patient[1]):
+            self.assertFalse(each.channel.busy)
+        self.assertEqual(len(self.relay.asked), 4)
+
+    def test_one_list_is_made_at_a_time(self) -> None:
+        waiting: Deferred[None] = Deferred()
+        self.relay.slow = lambda: waiting
+        clients = [self.served.connect() for _ in range(3)]
+        for client in clients:
+            client.send(request("GET", "/v1/sessions"))
+        self.assertEqual(len(self.relay.asked), 1)
+        clients[1].wire.go()
+        waiting.callback(None)
+        self.assertEqual(len(self.relay.asked), 2)
+        for client in (clients[0], clients[2]):
+            (response,) = client.responses()
+            self.assertEqual(response.status, 200)
+
     def soon(self) -> list[object]:
         """What is to be done in the next turn."""
         return [each for each in self.served.clock.getDelayedCalls() if each.getTime() <= 0]
@@ -183,6 +223,21 @@ class ChangingTests(ApiTestCase):
         self.assert_refused(response, 404, r"'a b\n'")
         self.assert_told("end session a b\\u000a")
 
+    def test_names_that_are_to_break_the_log(self) -> None:
+        name, told = "fe80::1%25%0aBy%20root%1b%5b31m", "fe80::1%\\u000aBy root\\u001b[31m"
+        client = self.served.connect()
+        client.send(request("GET", f"/v1/trace?client={name}"))
+        self.assertEqual(len(self.relay.followed), 1)
+        self.served.ask("DELETE", f"/v1/sessions/{name}")
+        self.served.ask("PATCH", f"/v1/pools/{name}/targets/{name}", b'{"weight": 2}')
+        self.served.ask("DELETE", "/v1/sessions/" + "a" * 10_000)
+        self.assert_told(
+            f"follow sessions of {told}",
+            f"end session {told}",
+            f"target {told} of pool {told} gets weight 2",
+            f"end session {'a' * 200}…",
+        )
+
     def test_a_target_is_steered(self) -> None:
         for body, state, weight, told in (
             ({"state": "drain"}, "drain", None, "state drain"),
@@ -241,7 +296,10 @@ class ChangingTests(ApiTestCase):
             self.relay.outcome = outcome
             response = self.served.ask("POST", "/v1/check")
             self.assertEqual(response.status, 200)
-            self.assertEqual(response.json, {"okay": outcome.okay, "errors": list(outcome.errors)})
+            self.assertEqual(
+                response.json,
+                {"okay": outcome.okay, "changed": outcome.changed, "errors": list(outcome.errors)},
+            )
         self.assert_told()
 
     def test_drain(self) -> None:

@@ -137,6 +137,12 @@ class TooLargeTests(ChannelTestCase):
         client.send(request("POST", "/v1/drain", Content_Length=str(LARGEST_BODY + 1)))
         self.assert_refused(client, 413, f"{LARGEST_BODY} bytes")
 
+    def test_one_whose_length_is_no_number_that_python_reads(self) -> None:
+        for length in ("9" * 5000, "0" * 5000):
+            client = self.served.connect()
+            client.send(request("POST", "/v1/drain", Content_Length=length, X="y"))
+            self.assert_refused(client, 413, f"{LARGEST_BODY} bytes")
+
     def test_one_that_asks_first_is_not_told_to_go_on(self) -> None:
         client = self.served.connect()
         length, expect = str(10**9), "100-continue"

@@ -13,6 +13,8 @@ from attrs import frozen
 
 from fwdrelay import __version__
 from fwdrelay.admin import Outcome, channel, site, streams
+from fwdrelay.admin.answer import BATCH
+from fwdrelay.admin.api import WAITING
 from fwdrelay.admin.openapi import Schemas, describe
 from fwdrelay.admin.parameters import LARGEST_BODY
 from fwdrelay.admin.port import RESERVE
@@ -262,7 +264,8 @@ class PageTests(SynchronousTestCase):
             f"{streams.MOST}; the next one",
             f"{channel.REQUEST_WITHIN:g} seconds, 16 KiB of head, {LARGEST_BODY >> 10} KiB of body",
             f"{channel.IDLE:g} seconds",
-            f"{channel.UNREAD:g} seconds. Long lists",
+            f"{channel.UNREAD:g} seconds; {channel.CLOSING:g} for the end of the last one",
+            f"come to {WAITING:,} sessions, who wants more than {BATCH} gets",
         ):
             self.assertIn(words, limits)
         self.assertIn(f"silent for {streams.HEARTBEAT:g} seconds", self.page)

@@ -8,11 +8,30 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fwdrelay.admin import parameters
 from fwdrelay.admin.answer import Refused
 from fwdrelay.admin.parameters import chosen, flag, read_body, read_query, whole_number
 from tests.case import SynchronousTestCase
 
 JSON = ["application/json"]
+
+
+class Key(str):
+    """
+    A key of a body.
+
+    @ivar compared: how often any was to another.
+    """
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Key.compared += 1
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
 
 
 class ParametersTestCase(SynchronousTestCase):
@@ -93,6 +112,24 @@ class BodyTests(ParametersTestCase):
         self.assert_refused(
             400, "x: unknown key: there is none here", read_body, b'{"x":1}', JSON, ()
         )
+
+    def test_of_many_keys_the_last_is_there_twice(self) -> None:
+        keys = [Key(f"key{number}") for number in range(2000)]
+        pairs: list[tuple[str, Any]] = [(key, 1) for key in (*keys, Key("key1999"))]
+        self.assert_refused(400, "key1999: it is there twice", parameters._object, pairs)
+        self.assertLess(Key.compared, 10 * len(pairs))
+
+    def test_however_deep_it_is(self) -> None:
+        for depth in range(700, 1000):
+            for raw in (
+                b'{"weight":' + b"[" * depth + b"]" * depth + b"}",
+                b'{"weight":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}",
+                b"[" * depth + b"]" * depth,
+            ):
+                self.assert_refused(400, ": ", self.weight_in, raw)
+
+    def weight_in(self, raw: bytes) -> None:
+        whole_number(read_body(raw, JSON, self.keys), "weight", 1, 5)
 
     @settings(deadline=None)
     @given(st.binary(max_size=200))

@@ -100,6 +100,25 @@ class TokenTests(ServerTestCase):
         self.assertEqual(await self.ask(server, "/v1/status", "second"), 200)
         self.assertEqual(await self.ask(server, "/v1/status", "first"), 401)
 
+    async def test_who_listens_by_the_old_one_has_to_show_the_new_one(self) -> None:
+        server = self.serve(token_file=self.token("first"))
+
+        def listen() -> socket.socket:
+            client = socket.create_connection(where(server), 30)
+            shown = "Host: localhost\r\nAuthorization: Bearer first"
+            client.sendall(f"GET /v1/trace HTTP/1.1\r\n{shown}\r\n\r\n".encode())
+            while b"following" not in client.recv(1 << 16):
+                pass
+            return client
+
+        with await deferToThread(listen) as client:
+            server.renew_token()
+            self.assertEqual(len(self.relay.followed), 1)
+            self.token("second")
+            server.renew_token()
+            self.assertEqual(self.relay.followed, [])
+            self.assertEqual(await deferToThread(client.recv, 1 << 16), b"0\r\n\r\n")
+
     async def test_the_old_one_stays_where_the_new_one_is_of_no_use(self) -> None:
         server = self.serve(token_file=self.token("first"))
         os.unlink(self.token(""))

@@ -111,7 +111,9 @@ class RefusalTests(SynchronousTestCase):
 
     def test_who_has_shown_no_token_is_told_how(self) -> None:
         failure = Answer(401, {"error": "why"}).failure()
-        self.assertEqual(str(failure), "why; show a token with --token-file FILE")
+        self.assertEqual(
+            str(failure), "the relay wants a token: show a token with --token-file FILE"
+        )
 
     def test_all_that_is_wrong_with_a_configuration_is_told(self) -> None:
         failure = Answer(422, {"error": "two", "errors": ["one", "two"]}).failure()

@@ -47,9 +47,18 @@ class WhereTests(CtlTestCase):
         self.assertEqual(len(self.relay.asked), 1)
 
     def test_what_is_no_place(self) -> None:
-        for place in ("off", "127.0.0.1:0", "example.com:80", "127.0.0.1", "unix:", "::1:80"):
+        for place in (
+            "off",
+            "127.0.0.1:0",
+            "example.com:80",
+            "127.0.0.1",
+            "unix:",
+            "::1:80",
+            "http://127.0.0.1:80/",
+        ):
             ran = self.ctl("pools", "--admin", place, status=2)
             self.assertIn("is not where a relay can be asked: write ADDR:PORT,", ran.err)
+            self.assertIn("ADDR is an IP address or localhost, with no http://", ran.err)
             os.environ["FWDRELAY_ADMIN"] = place
             ran = self.ctl("pools", status=2)
             self.assertIn(f"FWDRELAY_ADMIN: {place!r} is not where a relay", ran.err)

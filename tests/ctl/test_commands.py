@@ -173,6 +173,38 @@ class TargetTests(CtlTestCase):
         said = self.refused("target", "drain", "web/b", status=4)
         self.assertIn("there is no target 'web/b'", said)
         self.assertEqual(self.relay.lines(), ["GET /v1/pools"])
+        ran = self.ctl("target", "drain", "web/b", "--json", status=4)
+        self.assertEqual(json.loads(ran.out), {"error": said})
+        self.assertEqual(ran.err, f"fwdrelayctl: {said}\n")
+
+    def test_the_last_one_that_is_taken_out(self) -> None:
+        told = "fwdrelayctl: pool web has no target left that is up\n"
+        good, bad = evolve(TARGET, name="b"), evolve(TARGET, name="b", up=False)
+        taken, full = evolve(TARGET, name="b", state="drain"), evolve(TARGET, up=False)
+        for others, word, said in (
+            ((), "drain", told),
+            ((bad,), "drain", told),
+            ((taken, bad), "down", told),
+            ((taken, good), "down", ""),
+            ((good,), "drain", ""),
+            ((), "ready", ""),
+        ):
+            pool = evolve(POOL, targets=(full, *others))
+            self.relay.replies["GET /v1/pools"] = Reply(200, {"pools": [document(pool)]})
+            self.relay.replies[self.PATH] = Reply(200, document(self.steered(state=word)))
+            self.assertEqual(self.ctl("target", word, "web/a:80").err, said, (others, word))
+        self.relay.replies[self.PATH] = Reply(200, document(self.steered(weight=5)))
+        self.assertEqual(self.ctl("target", "weight", "web/a:80", "5").err, "")
+
+    def test_one_that_is_ready_and_down(self) -> None:
+        down = self.steered(state="ready", up=False, cause="connection refused")
+        self.relay.replies[self.PATH] = Reply(200, document(down))
+        ran = self.ctl("target", "ready", "web/a:80")
+        self.assertEqual(ran.out, "web/a:80 is set to ready; it has 1 session.\n")
+        said = "fwdrelayctl: web/a:80 is down all the same: connection refused\n"
+        self.assertEqual(ran.err, said)
+        ran = self.ctl("target", "ready", "web/a:80", "--json")
+        self.assertEqual((json.loads(ran.out), ran.err), (document(down), said))
 
     def test_one_of_several(self) -> None:
         pools = {"pools": [document(POOL), document(evolve(POOL, name="db"))]}
@@ -206,7 +238,12 @@ class TargetTests(CtlTestCase):
         ran = self.ctl("target", "drain", "a:80", "--wait")
         self.assertEqual(ran.out, "web/a:80 is set to drain; it has no sessions.\n")
         self.assertEqual(
-            ran.err, "fwdrelayctl: web/a:80 has 2 sessions\nfwdrelayctl: web/a:80 has 1 session\n"
+            ran.err.splitlines(),
+            [
+                "fwdrelayctl: pool web has no target left that is up",
+                "fwdrelayctl: web/a:80 has 2 sessions",
+                "fwdrelayctl: web/a:80 has 1 session",
+            ],
         )
         self.relay.replies["GET /v1/pools"] = [pools(count) for count in counts]
         (line,) = self.ctl("target", "drain", "a:80", "--wait", "--json").out.splitlines()
@@ -238,6 +275,10 @@ class ConfigurationTests(CtlTestCase):
         )
         self.assertEqual(self.ctl("reload", "--json").out, '{"changed": ""}\n')
 
+    def test_what_has_not_reloaded_is_not_said_to_have(self) -> None:
+        self.relay.replies["POST /v1/reload"] = Reply(200, {"fine": True})
+        self.assertIn("does not answer as", self.refused("reload", status=1))
+
     def test_a_reload_that_is_refused(self) -> None:
         errors = ["relay.pump: no", "pool.web: no"]
         wrong = refusal(422, "nothing was changed", errors=errors)
@@ -251,10 +292,15 @@ class ConfigurationTests(CtlTestCase):
         self.assertEqual(self.refused("reload", status=1), "the relay is stopping")
 
     def test_check(self) -> None:
-        self.relay.replies["POST /v1/check"] = Reply(200, {"okay": True, "errors": []})
-        self.assertIn("a reload would do", self.ctl("check").out)
-        self.assertEqual(self.ctl("check", "--json").out, '{"okay": true, "errors": []}\n')
-        wrong = Reply(200, {"okay": False, "errors": ["one", "two"]})
+        self.relay.replies["POST /v1/check"] = Reply(
+            200, {"okay": True, "changed": "pool b added", "errors": []}
+        )
+        self.assertIn("A reload would do", self.ctl("check").out)
+        self.assertEqual(
+            self.ctl("check", "--json").out,
+            '{"okay": true, "changed": "pool b added", "errors": []}\n',
+        )
+        wrong = Reply(200, {"okay": False, "changed": "", "errors": ["one", "two"]})
         self.relay.replies["POST /v1/check"] = wrong
         self.assertEqual(self.refused("check", status=78), "one\nfwdrelayctl: two")
         ran = self.ctl("check", "--json", status=78)
@@ -300,6 +346,10 @@ class DrainTests(CtlTestCase):
         self.assertEqual(self.ctl("drain").out, "The relay drains, and stops then.\n")
         self.assertEqual(self.ctl("drain", "--now", "--json").out, '{"state": "draining"}\n')
         self.assertEqual([asked.body for asked in self.relay.asked], [None, {"now": True}])
+
+    def test_what_does_not_drain_is_not_said_to(self) -> None:
+        self.relay.replies["POST /v1/drain"] = Reply(200, {"fine": True})
+        self.assertIn("does not answer as", self.refused("drain", status=1))
 
     def test_it_asks_people(self) -> None:
         answers = {"y\n": 0, "n\n": 1, "\n": 1, "": 1}
@@ -365,7 +415,7 @@ class EdgesTests(CtlTestCase):
             self.relay.replies[path] = refusal(401, "show the token")
         for word in ("status", "trace", "top", "drain"):
             said = self.refused(word, status=5)
-            self.assertEqual(said, "show the token; show a token with --token-file FILE")
+            self.assertEqual(said, "the relay wants a token: show a token with --token-file FILE")
 
     def test_what_is_no_relay(self) -> None:
         self.relay.replies["GET /v1/status"] = Reply(200, "<html>hello", "text/html")

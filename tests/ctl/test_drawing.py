@@ -53,7 +53,7 @@ class DrawingTests(CtlTestCase):
             lines[3:],
             [
                 "3 reloads, the last at 2026-02-03 04:05:06Z failed",
-                "5 lines of the access log dropped, as nobody took them in time",
+                "5 lines of the access log dropped; the relay's log says why",
             ],
         )
 
@@ -132,6 +132,53 @@ class DrawingTests(CtlTestCase):
         self.assertIn("x" * 250, out)
         for line in out.splitlines():
             self.assertEqual(line, line.rstrip())
+
+    def test_a_narrow_terminal_goes_without_columns_instead_of_cutting_names(self) -> None:
+        os.environ["TERM"] = "xterm-256color"
+        os.environ["NO_COLOR"] = "1"
+        one = evolve(
+            SESSION,
+            session="6b040416-707d-45c",
+            client="198.51.100.200:54321",
+            target="198.51.100.100:15678",
+            sni="a.long.name.example",
+        )
+        other = evolve(one, session="6b040416-707d-45d")
+        for width, heads in (
+            (180, "SESSION LISTENER CLIENT POOL TARGET STATE AGE IDLE UP DOWN SNI"),
+            (120, "SESSION CLIENT POOL TARGET STATE AGE IDLE UP DOWN"),
+            (80, "SESSION CLIENT TARGET UP DOWN"),
+            (40, "SESSION CLIENT"),
+        ):
+            os.environ["COLUMNS"] = str(width)
+            err = io.StringIO()
+            with contextlib.redirect_stderr(err):
+                out = self.drawn(drawing.sessions_table([one, other]), terminal=True)
+            lines = [line.split() for line in out.splitlines()]
+            self.assertEqual(lines[0], heads.split())
+            for line, shown in zip(lines[1:], (one, other), strict=True):
+                self.assertEqual(line[0], shown.session)
+                self.assertIn(one.client, line)
+                self.assertNotIn("…", " ".join(line))
+            self.assertLessEqual(max(map(len, out.splitlines())), width)
+            self.assertEqual("there is no room for LISTENER" in err.getvalue(), width < 180)
+        os.environ["COLUMNS"] = "20"
+        with contextlib.redirect_stderr(io.StringIO()):
+            out = self.drawn(drawing.sessions_table([one]), terminal=True)
+        self.assertEqual([len(line.rstrip()) <= 20 for line in out.splitlines()], [True, True])
+        self.assertIn("6b04", out)
+
+    def test_a_long_name_leaves_room_for_the_others(self) -> None:
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", NO_COLOR="1")
+        target = evolve(TARGET, name="unix:/run/" + "x" * 200, up=False, cause="one two " * 12)
+        with contextlib.redirect_stderr(io.StringIO()):
+            out = self.drawn(drawing.pools_table([evolve(POOL, targets=(target,))]), terminal=True)
+        head, first, *more = out.splitlines()
+        self.assertEqual(head.split(), ["POOL", "TARGET", "STATE", "SESSIONS", "SHARE", "CAUSE"])
+        self.assertIn("web   unix:/run/", first)
+        self.assertIn("down", first)
+        self.assertEqual(" ".join([first, *more]).count("one"), 12)
+        self.assertLessEqual(max(map(len, out.splitlines())), 80)
 
     def test_what_comes_from_anywhere_is_escaped_and_no_markup(self) -> None:
         for terminal in (False, True):

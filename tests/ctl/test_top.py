@@ -157,7 +157,7 @@ class ScreenTests(SynchronousTestCase):
         self.assertIn("Waiting for the relay", self.seen(screen))
         screen.take(look(10))
         screen.take(NoRelay("the connection ended"))
-        self.assertIn("the connection ended; trying again", self.seen(screen))
+        self.assertIn("trying again: the connection ended", self.seen(screen))
         screen.take(look(11))
         self.assertNotIn("trying again", self.seen(screen))
         self.assertEqual(screen.looks, 2)

@@ -235,6 +235,17 @@ class HeaderTests(ListenerTestCase):
         self.go(client)
         self.assert_nobody_left()
 
+    def test_whoever_follows_hears_that_one_without_a_header_was_admitted(self) -> None:
+        steps: list[str] = []
+        for accept in ("off", "optional"):
+            self.make(proxy_protocol=headers(accept, "10.0.0.3"))
+            steps.clear()
+            self.audience.tracer.watch(None, lambda step: steps.append(step.step))
+            client = self.come()
+            self.assertEqual(steps, ["accepted", "admitted", "elected"])
+            self.go(client)
+            self.assertEqual(steps[-1], "ended")
+
     def test_who_the_client_is(self) -> None:
         client = ClientProtocol()
         client.transport = Transport(PROXY, b"")
@@ -362,6 +373,46 @@ class RouteTests(ListenerTestCase):
             self.clock.pump([1] * 6)
             self.assertIs(self.session(other).state, State.DIALING)
             self.go(other)
+        self.go(client)
+        self.assert_nobody_left()
+
+
+class ProgressTests(ListenerTestCase):
+    def wait(self, seconds: int) -> list[int]:
+        """
+        @return: how long sessions had lasted that were told of meanwhile, in seconds.
+        """
+        self.ended.clear()
+        for _ in range(seconds):
+            self.clock.advance(1)
+        self.assertLessEqual({event.reason for event in self.ended}, {"progress"})
+        return [int(event.duration_ms / 1000) for event in self.ended]
+
+    def wants(self, interval: float) -> None:
+        self.audience.log_interval = interval
+        self.listener.log_interval_changed()
+
+    def test_one_that_lasts_is_told_of_until_it_ends(self) -> None:
+        self.make()
+        self.wants(16.0)
+        client = self.come()
+        self.assertEqual(self.wait(33), [16, 32])
+        self.go(client)
+        self.assertEqual([event.reason for event in self.ended][-1], "stopped")
+        self.assertEqual(self.wait(40), [])
+        self.assert_nobody_left()
+
+    def test_open_ones_are_told_of_as_is_wanted_now(self) -> None:
+        self.make()
+        client = self.come()
+        self.assertEqual(self.wait(40), [])
+        self.wants(16.0)
+        self.assertEqual(self.wait(30), [48, 64])
+        self.wants(64.0)
+        self.assertEqual(self.wait(70), [128])
+        self.wants(0.0)
+        self.assertIsNone(client.progress)
+        self.assertEqual(self.wait(130), [])
         self.go(client)
         self.assert_nobody_left()
 

@@ -20,8 +20,7 @@ ENDED = cast("SessionEnded", object())
 class FeedTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.changes: list[bool] = []
-        self.feed = Feed(self.clock, lambda: self.changes.append(self.feed.wanted))
+        self.feed = Feed(self.clock)
         self.told: list[SessionEvent] = []
 
     def test_nobody_wants_to_know_at_first(self) -> None:
@@ -55,13 +54,26 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.told, [OPENED])
         self.assertFalse(self.feed.wanted)
 
-    def test_it_says_when_the_first_comes_and_the_last_goes(self) -> None:
+    def test_whoever_fails_is_told_no_more_and_the_others_are(self) -> None:
+        def fails(event: SessionEvent) -> None:
+            raise ZeroDivisionError
+
+        leave = self.feed.subscribe(fails)
+        self.feed.subscribe(self.told.append)
+        self.feed.tell(OPENED)
+        self.feed.tell(OPENED)
+        self.assertEqual(self.told, [OPENED, OPENED])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        leave()
+
+    def test_it_is_wanted_until_the_last_has_left(self) -> None:
         first = self.feed.subscribe(self.told.append)
         second = self.feed.subscribe(self.told.append)
         first()
+        self.assertTrue(self.feed.wanted)
         second()
         second()
-        self.assertEqual(self.changes, [True, False])
+        self.assertFalse(self.feed.wanted)
 
     def test_so_many_within_a_second_and_no_more(self) -> None:
         self.clock.advance(10.5)

@@ -96,6 +96,21 @@ class FileTests(SinkTestCase):
         (told,) = self.told()
         self.assertIn("going on with the old one", told)
 
+    def test_each_time_that_it_is_asked_for_in_vain_is_told_and_that_it_went_well(self) -> None:
+        sink = Sink(self.clock, str(self.path))
+        moved = self.path.with_suffix(".1")
+        self.path.rename(moved)
+        self.path.mkdir()
+        sink.reopen()
+        sink.reopen()
+        self.path.rmdir()
+        sink.reopen()
+        sink.reopen()
+        sink.close()
+        failed, twice, again = self.told()
+        self.assertEqual(failed, twice)
+        self.assertEqual(again, f"The access log is written to {self.path} again.")
+
     def test_a_file_that_cannot_be_opened(self) -> None:
         wanted = self.path / "not" / "there"
         error = self.assertRaises(CannotOpenLog, Sink, self.clock, str(wanted))
@@ -118,7 +133,7 @@ class FileTests(SinkTestCase):
             sink.write(LINE)
             self.clock.advance(0.1)
         (told,) = self.told()
-        self.assertIn("No space left on device", told)
+        self.assertIn(f"Can't write the access log to {self.path}: No space left on device.", told)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertEqual(sink.dropped, 3)
         self.path.unlink()
@@ -262,6 +277,8 @@ class RotationTests(SinkTestCase):
         self.assertIn("No such file or directory; going on with the old one", told)
         moved.rename(folder)
         self.write("three", 1)
+        again = f"The access log is written to {self.path} again."
+        self.assertEqual(self.told(), [told, again])
         self.assertEqual(self.path.read_text().split(), ["one", *["two"] * 3, "three"])
         folder.rename(moved)
         os.mkdir(folder)
@@ -270,7 +287,7 @@ class RotationTests(SinkTestCase):
         self.path.unlink()
         self.write("five", 1)
         self.assertEqual(self.path.read_text(), "five\n")
-        self.assertEqual(len(self.told()), 1)
+        self.assertEqual(len(self.told()), 2)
         for each in moved.iterdir():
             each.unlink()
         moved.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from unittest import mock
 
 from twisted.internet.task import Clock
 
@@ -21,7 +22,10 @@ class TracerTests(SynchronousTestCase):
         self.told: list[TraceStep] = []
 
     def trace(self, host: str | None = "192.0.2.1") -> Trace | None:
-        return self.tracer.trace("s-1", "web", f"{host}:7", host, 99.5)
+        return self.tracer.trace("s-1", "web", f"{host}:7", "192.0.2.254:80", host, 99.5)
+
+    def steps(self) -> list[str]:
+        return [step.step for step in self.told]
 
     def test_nobody_follows_at_first(self) -> None:
         self.assertEqual(self.tracer.watchers, [])
@@ -33,7 +37,9 @@ class TracerTests(SynchronousTestCase):
         assert trace is not None
         self.clock.advance(0.25)
         trace.tell("elected", "a:1: the only one")
-        [step] = self.told
+        accepted, step = self.told
+        self.assertEqual((accepted.step, accepted.detail), ("accepted", "at 192.0.2.254:80"))
+        self.assertEqual(accepted.at_ms, 0.0)
         self.assertEqual(
             (step.session, step.listener, step.client, step.at_ms, step.step, step.detail),
             ("s-1", "web", "192.0.2.1:7", 750.0, "elected", "a:1: the only one"),
@@ -43,8 +49,9 @@ class TracerTests(SynchronousTestCase):
         self.tracer.watch(None, self.told.append)
         trace = self.trace()
         assert trace is not None
-        trace.tell("first-byte-up", "1", 99.75)
-        self.assertEqual(self.told[0].at_ms, 250.0)
+        with mock.patch("time.time", lambda: 5000.0):
+            trace.tell("first-byte-up", "1", 99.75)
+        self.assertEqual((self.told[-1].at_ms, self.told[-1].time), (250.0, 4999.75))
 
     def test_clients_of_other_networks_are_not_followed(self) -> None:
         self.tracer.watch(OURS, self.told.append)
@@ -59,28 +66,41 @@ class TracerTests(SynchronousTestCase):
         others: list[TraceStep] = []
         self.tracer.watch(OURS, self.told.append)
         self.tracer.watch(Networks([ip_network("198.51.100.0/24")]), others.append)
-        trace = self.trace()
-        assert trace is not None
-        trace.tell("accepted", "")
+        self.assertIsNotNone(self.trace())
         self.assertEqual((len(self.told), len(others)), (1, 0))
 
     def test_whoever_has_stopped_hears_no_more(self) -> None:
         stop = self.tracer.watch(None, self.told.append)
         trace = self.trace()
         assert trace is not None
+        self.assertTrue(trace.heard)
         stop()
         stop()
-        trace.tell("accepted", "")
+        self.assertFalse(trace.heard)
+        trace.tell("header", "")
         trace.end("done")
-        self.assertEqual(self.told, [])
+        self.assertEqual(self.steps(), ["accepted"])
         self.assertIsNone(self.trace())
+
+    def test_whoever_fails_hears_no_more_and_the_others_go_on(self) -> None:
+        def fails(step: TraceStep) -> None:
+            raise ZeroDivisionError(step.step)
+
+        self.tracer.watch(None, fails)
+        self.tracer.watch(None, self.told.append)
+        trace = self.trace()
+        assert trace is not None
+        trace.end("done")
+        self.assertEqual(self.steps(), ["accepted", "ended"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_watcher_follows_so_many_at_a_time(self) -> None:
         self.tracer.watch(None, self.told.append)
         [watcher] = self.tracer.watchers
         traces = [self.trace() for _ in range(MOST_FOLLOWED)]
+        self.assertFalse(self.tracer.would_follow("192.0.2.1"))
         self.assertIsNone(self.trace())
-        self.assertEqual(watcher.unfollowed, 1)
+        self.assertEqual(watcher.following, MOST_FOLLOWED)
         first = traces[0]
         assert first is not None
         first.end("done")
@@ -90,6 +110,22 @@ class TracerTests(SynchronousTestCase):
         self.tracer.watch(None, self.told.append)
         trace = self.trace()
         assert trace is not None
-        trace.identified("203.0.113.9:1")
+        self.tracer.identified(trace, "203.0.113.9:1", "203.0.113.9")
         trace.tell("header", "")
-        self.assertEqual(self.told[0].client, "203.0.113.9:1")
+        self.assertEqual([step.client for step in self.told], ["192.0.2.1:7", "203.0.113.9:1"])
+
+    def test_who_waits_for_that_one_follows_it_too_from_its_beginning(self) -> None:
+        others: list[TraceStep] = []
+        self.tracer.watch(None, self.told.append)
+        self.tracer.watch(Networks([ip_network("203.0.113.0/24")]), others.append)
+        waiting = self.tracer.watchers[1]
+        trace = self.trace()
+        assert trace is not None
+        self.assertEqual(others, [])
+        for _ in range(2):  # whoever follows it already does so once
+            self.tracer.identified(trace, "203.0.113.9:1", "203.0.113.9")
+        self.assertEqual(waiting.following, 1)
+        trace.end("done")
+        self.assertEqual([step.step for step in others], ["accepted", "ended"])
+        self.assertEqual((others[0].client, others[0].at_ms), ("203.0.113.9:1", 0.0))
+        self.assertEqual(waiting.following, 0)

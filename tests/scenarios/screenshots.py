@@ -127,16 +127,19 @@ class Town:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Send as many bytes a second, for as many seconds, as was asked for; read whatever comes."""
+        rest: asyncio.Future[bytes] = self._loop.create_future()
         with contextlib.suppress(OSError, ValueError):
             rate, seconds = map(float, (await reader.readline()).split())
-            rest = self._loop.create_task(reader.read())
+            rest = asyncio.ensure_future(reader.read())
             began = self._loop.time()
             while (passed := self._loop.time() - began) < seconds and not rest.done():
                 writer.write(bytes(int(rate * 0.1 * (1 + 0.5 * math.sin(passed / 7)))))
                 await writer.drain()
                 await asyncio.sleep(0.1)
             writer.write_eof()
-            await rest
+            await asyncio.wait([rest])
+        rest.cancel()
+        await asyncio.gather(rest, return_exceptions=True)
         writer.close()
 
     async def _begin(self) -> None:

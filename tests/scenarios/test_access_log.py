@@ -305,7 +305,7 @@ class AccessLog(SynchronousTestCase):
         ):
             for _ in range(20):
                 one_session(relay, upstream)
-            told = "Can't write the access log: No space left on device"
+            told = "Can't write the access log to /dev/full: No space left on device"
             relay.wait_for(lambda line: told in line)
             relay.stop()
             self.assertEqual(sum(told in line for line in relay.lines), 1)

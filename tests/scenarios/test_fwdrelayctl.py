@@ -338,7 +338,7 @@ class Commands(CommandsTestCase, every_pump=False):
     def test_the_configuration(self) -> None:
         with Upstream() as upstream:
             for relay, ctl in self.both_ways(upstream):
-                self.assertIn("a reload would do", ctl("check"))
+                self.assertIn("A reload would do", ctl("check"))
                 good = relay.file.read_text()
                 relay.write(good + 'balance = "bicycle-race"\n')
                 for words in (("check",), ("reload",), ("check", str(relay.file))):

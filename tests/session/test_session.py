@@ -20,7 +20,7 @@ from fwdrelay.config import Timeouts
 from fwdrelay.deadlines import Deadlines
 from fwdrelay.dial import AllFailed, Dialed, Dialer
 from fwdrelay.errors import DialFailed
-from fwdrelay.observe.trace import Trace
+from fwdrelay.observe.trace import Trace, Tracer, TraceStep
 from fwdrelay.session import Policy, Reason, Session, Side, State, UpstreamSide
 from fwdrelay.upstream import Pool, Target
 from tests.case import SynchronousTestCase
@@ -450,6 +450,58 @@ class OpeningTests(SessionTestCase):
         self.advance(5)
         self.opening.give_up.assert_called_once_with()
         self.assert_ended(Reason.LIFETIME, "PR")
+
+
+class FollowedTests(SessionTestCase):
+    """With somebody who follows it."""
+
+    def make(self, pool: Mapping[str, Any] = MappingProxyType({}), /, **timeouts: float) -> None:
+        super().make(pool, **timeouts)
+        self.told: list[TraceStep] = []
+        tracer = Tracer(self.clock)
+        self.leave = tracer.watch(None, self.told.append)
+        self.session.trace = tracer.trace("s", "web", "c", "l", None, self.clock.seconds())
+
+    def steps(self) -> list[str]:
+        return [step.step for step in self.told]
+
+    def test_first_bytes_are_looked_for_until_there_were_some_of_both(self) -> None:
+        self.make(idle=0.0)
+        self.relay()
+        self.advance(10)
+        self.client.sends(b"one")
+        self.advance(2)
+        self.assertEqual(self.steps()[-2:], ["connected", "first-byte-up"])
+        self.assertEqual(self.told[-1].at_ms, 10000.0)
+        self.upstream.sends(b"two")
+        self.advance(2)
+        self.assertEqual(self.steps()[-1], "first-byte-down")
+        self.session.cut(Reason.KILLED)
+        self.assertEqual(self.steps()[-1], "ended")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nobody_looks_for_them_once_nobody_follows(self) -> None:
+        self.make(idle=0.0)
+        self.relay()
+        self.leave()
+        self.advance(2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.session.cut(Reason.KILLED)
+
+    def test_one_that_ends_meanwhile_is_looked_at_no_more(self) -> None:
+        self.make(idle=0.0)
+        self.relay()
+        self.session.cut(Reason.KILLED)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.steps()[-2:], ["connected", "ended"])
+
+    def test_one_that_may_not_even_wait_is_not_told_to_do_so(self) -> None:
+        self.make({"queue": 9.0, "max_queued": 0})
+        self.pool.elect()
+        self.session.begin()
+        self.assertEqual(
+            (self.session.reason, self.steps()), (Reason.QUEUE_FULL, ["accepted", "ended"])
+        )
 
 
 class BeginningTests(SessionTestCase):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from fwdrelay.config import DiscoverConfig, HealthConfig
@@ -196,6 +197,22 @@ class HealthTests(SynchronousTestCase):
         self.reactor.advance(60)
         self.assertEqual(elected(of, 30).count("a"), 15)
         self.assertEqual(of._starting, [])
+
+    def test_what_is_meant_for_one_that_starts_slowly(self) -> None:
+        for balance, share in (("round-robin", 1 / 11), ("source-hash", 1 / 2)):
+            of = self.make("a:1", "b:1", balance=balance, health=HealthConfig(slow_start=100))
+            self.tell(of, "a", False)
+            self.tell(of, "a", True)
+            self.assertAlmostEqual(of.shares()[by_host(of, "a")], share)
+
+    def test_that_nobody_is_left_is_told_where_others_are_taken_out(self) -> None:
+        of = self.make("a:1", "b:1", "c:1", health=HealthConfig(when_all_down="refuse"))
+        of.steer(by_host(of, "a"), "drain", None)
+        with capturedLogs() as logged:
+            self.tell(of, "b", False)
+            self.tell(of, "c", False)
+        levels = [event["log_level"].name for event in logged]
+        self.assertEqual(levels, ["warn", "warn", "error"])
 
     def test_one_that_is_added_starts_slowly(self) -> None:
         of = self.make("a:1,weight=10", health=HealthConfig(slow_start=100))
