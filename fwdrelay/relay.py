@@ -230,7 +230,8 @@ class Relay(Service):
         if not files:
             self.log.info("There is no configuration file to read again.")
         wrong = self._renew_tls(frozenset(file.path for file in files))
-        return Outcome(not wrong, "there is no configuration file to read again", wrong)
+        changed = "certificates and authorities were read anew" if files else ""
+        return Outcome(not wrong, changed or "there is no file to read again", wrong)
 
     def _renew_token(self) -> None:
         if self._admin is not None:
@@ -277,7 +278,7 @@ class Relay(Service):
         @return: what a reload would come to, as far as that can be known without one; nothing is changed.
         """
         if self._read is None:
-            return Outcome(True, "there is no configuration file to read again")
+            return Outcome(True, "there is no configuration file")
         try:
             config = self._read()
             _refuse_what_takes_a_restart(self.config, config)

@@ -384,7 +384,7 @@ class LookingOnTests(SteeringTestCase):
         )
         self.assertEqual(steps["elected"], f"{label}: the only one")
         self.assertEqual(steps["dialing"], label)
-        self.assertEqual(steps["ended"], "done (--); 1 bytes up, 1 down")
+        self.assertEqual(steps["ended"], "done (--); 1 byte up, 1 down")
         self.assertEqual({step.session for step in told}, {self.logged()[0]["session"]})
         stop()
         await self.end(*await self.session(self.relay))

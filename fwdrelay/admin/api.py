@@ -352,11 +352,12 @@ class Api:
 
     async def _end_session(self, call: Call) -> Answer:
         session = call.names["session"]
-        self._tell(call, f"end session {_named(session)}")
         try:
-            return shown(await self._relay.end_session(session))
+            ended = await self._relay.end_session(session)
         except NotThere as error:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
+        self._tell(call, f"end session {_named(session)}")
+        return shown(ended)
 
     async def _steer_target(self, call: Call) -> Answer:
         pool, target = call.names["pool"], call.names["target"]
@@ -364,15 +365,16 @@ class Api:
         weight = whole_number(call.body, "weight", 1, HEAVIEST)
         if state is None and weight is None:
             raise bad("body", "nothing is asked for: say state, weight, or both")
+        try:
+            steered = await self._relay.steer_target(pool, target, state, weight)
+        except NotThere as error:
+            raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
         changes = [f"state {state}"] * (state is not None) + [f"weight {weight}"] * bool(weight)
         self._tell(
             call,
             f"target {_named(target)} of pool {_named(pool)} gets {' and '.join(changes)}",
         )
-        try:
-            return shown(await self._relay.steer_target(pool, target, state, weight))
-        except NotThere as error:
-            raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
+        return shown(steered)
 
     async def _reload(self, call: Call) -> Answer:
         self._tell(call, "reload")

@@ -490,7 +490,7 @@ def reload(asking: Asking) -> None:
     document = asking.ask("POST", "/v1/reload", patience=LONG_PATIENCE)
     changed = value_of(document, Reloaded).changed
     if not asking.as_json:
-        say(f"The configuration is in force: {changed or 'nothing differs'}.")
+        say(f"Reloaded: {changed or 'nothing differs'}.")
 
 
 @cli.command()

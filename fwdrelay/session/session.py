@@ -27,6 +27,7 @@ from ..dial import AllFailed, Dialed, Dialer
 from ..observe.trace import Trace
 from ..pump.secure import Truncated
 from ..upstream import Pool, Target
+from ..words import counted
 from .lifecycle import Input, Reason, State, after, code
 from .side import Side, UpstreamSide
 
@@ -305,10 +306,12 @@ class Session:
         client, upstream = self.client, self.upstream
         if not trace.told_up and upstream is not None and client.received:
             trace.told_up = True
-            trace.tell("first-byte-up", f"{client.received} bytes so far", client.heard)
+            trace.tell("first-byte-up", f"{counted(client.received, 'byte')} so far", client.heard)
         if not trace.told_down and upstream is not None and upstream.received:
             trace.told_down = True
-            trace.tell("first-byte-down", f"{upstream.received} bytes so far", upstream.heard)
+            trace.tell(
+                "first-byte-down", f"{counted(upstream.received, 'byte')} so far", upstream.heard
+            )
 
     def _dial_failed(self, failure: Failure) -> None:
         self._dialing = None
@@ -334,7 +337,7 @@ class Session:
         if self.trace is not None:
             self._tell_first_bytes(self.trace)
             who = "client" if side is self.client else "upstream"
-            self.trace.tell(f"{who}-ended", f"after {side.received} bytes")
+            self.trace.tell(f"{who}-ended", f"after {counted(side.received, 'byte')}")
         self.state = after(self.state, Input.SIDE_ENDED)
         self._changed = self.policy.clock.seconds()
         other = self._other(side)
@@ -541,7 +544,8 @@ class Session:
             trace.looking.cancel()
             trace.looking = None
         down = 0 if self.upstream is None else self.upstream.received
-        told = f"{self.reason.word} ({self.code}); {self.client.received} bytes up, {down} down"
+        up = counted(self.client.received, "byte")
+        told = f"{self.reason.word} ({self.code}); {up} up, {down} down"
         trace.end(told if self.error is None else f"{told}; {self.error}")
 
     def _remember(self) -> None:

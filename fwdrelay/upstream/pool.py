@@ -491,6 +491,8 @@ class Pool:
             target.state = state
         self._regroup()
         self._tell_election_of_changes()
+        if before == "ready" != target.state:
+            self._tell_if_none_is_left()
         if before != target.state == "down" and self.config.on_target_down == "close":
             self._lost(target)
         self._serve_soon()
@@ -579,20 +581,18 @@ class Pool:
                 cause=cause,
                 how_many=how_many,
             )
-            if not any(each.electable for each in self.targets):
-                self.log.error(
-                    "Pool {pool} has no target left that is up: new sessions {policy}.",
-                    pool=self.name,
-                    policy=self._when_all_down(),
-                )
+            self._tell_if_none_is_left()
             if self.config.on_target_down == "close":
                 self._lost(target)
         self._serve_soon()
 
-    def _when_all_down(self) -> str:
-        if self.config.health.when_all_down == "try":
-            return "try them all the same"
-        return "are refused"
+    def _tell_if_none_is_left(self) -> None:
+        if not any(each.electable for each in self.targets):
+            self.log.error(
+                "Pool {pool} has no target left that is up: new sessions {policy}.",
+                pool=self.name,
+                policy="try them all the same" if self._tiers else "are refused",
+            )
 
     def _start_slowly(self, target: Target) -> None:
         if self.config.health.slow_start and target not in self._starting:

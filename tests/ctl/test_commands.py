@@ -267,12 +267,10 @@ class TargetTests(CtlTestCase):
 class ConfigurationTests(CtlTestCase):
     def test_reload(self) -> None:
         self.relay.replies["POST /v1/reload"] = Reply(200, {"changed": "listener web: \x1b"})
-        told = "The configuration is in force: listener web: \\u001b.\n"
+        told = "Reloaded: listener web: \\u001b.\n"
         self.assertEqual(self.ctl("reload").out, told)
         self.relay.replies["POST /v1/reload"] = Reply(200, {"changed": ""})
-        self.assertEqual(
-            self.ctl("reload").out, "The configuration is in force: nothing differs.\n"
-        )
+        self.assertEqual(self.ctl("reload").out, "Reloaded: nothing differs.\n")
         self.assertEqual(self.ctl("reload", "--json").out, '{"changed": ""}\n')
 
     def test_what_has_not_reloaded_is_not_said_to_have(self) -> None:

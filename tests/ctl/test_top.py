@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import select
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from attrs import evolve
 from rich.console import Console
@@ -272,10 +272,7 @@ class CommandTests(CtlTestCase):
         self.assertEqual(ran.err, f"fwdrelayctl: the connection to {self.relay.admin} ended\n")
 
     def test_ctrl_c_is_no_failure(self) -> None:
-        def interrupted(asked: object) -> Reply:
-            os.kill(os.getpid(), 2)
-            return stream()
-
-        self.relay.replies["GET /v1/events"] = interrupted
-        self.ctl("top")
-        self.ctl("top", "--json")
+        for arguments in (("top",), ("top", "--json")):
+            with mock.patch("fwdrelay.ctl.api.Api.follow", side_effect=KeyboardInterrupt) as asked:
+                self.ctl(*arguments)
+            asked.assert_called()

@@ -623,7 +623,7 @@ class DashboardSteers(Dashboard, every_pump=False):
             page.get_by_role("button", name="Reload…").click()
             expect(dialog).to_contain_text("it can be put in force")
             confirm(page, "Reload")
-            expect(page.get_by_role("status").filter(has_text="in force")).to_contain_text(
+            expect(page.get_by_role("status").filter(has_text="reload is done")).to_contain_text(
                 "pool web changed"
             )
             expect(row(page, ".pool", second.target)).to_be_visible()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from zope.interface import implementer
 
 from fwdrelay.config import DiscoverConfig, HealthConfig
@@ -504,6 +504,19 @@ class SteeringTests(SynchronousTestCase):
         self.assertEqual((a.sessions, lost), (1, []))
         pool.steer(a, "ready", None)
         self.assertEqual(sorted(elected(pool, 2)), ["a", "b"])
+
+    def test_that_none_is_left_is_told(self) -> None:
+        pool = make_pool("a:1", "b:1")
+        a, b = pool.targets
+        with capturedLogs() as logged:
+            pool.steer(a, "drain", None)
+            self.assertEqual(logged, [])
+            pool.steer(b, "drain", None)
+            pool.steer(b, "down", None)
+        self.assertEqual(
+            [formatEvent(event) for event in logged],
+            ["Pool p has no target left that is up: new sessions are refused."],
+        )
 
     def test_one_that_is_set_down_is_treated_as_one_that_is(self) -> None:
         lost: list[Target] = []
