@@ -117,10 +117,12 @@ class Call:
     """
     A request to one of the calls.
 
+    @ivar who: who makes it, for the log; when that is written, they may be gone.
     @ivar names: what stands in the path in the places of `{…}`.
     """
 
     request: AdminRequest
+    who: str
     names: Mapping[str, str]
     query: Mapping[str, str]
     body: Mapping[str, Any]
@@ -228,7 +230,7 @@ class Api:
         if route.body is not None:
             kinds = [each.decode("latin-1") for each in _content_type(request)]
             body = read_body(request.content.getvalue(), kinds, route.body)
-        return await route.call(Call(request, names, query, body))
+        return await route.call(Call(request, request.who, names, query, body))
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         segments: list[str] = []
@@ -258,7 +260,7 @@ class Api:
 
     def _tell(self, call: Call, what: str) -> None:
         """Of who changes something: at 3 in the morning somebody will want to know."""
-        self.log.info("By {who}, over the admin API: {what}.", who=call.request.who, what=what)
+        self.log.info("By {who}, over the admin API: {what}.", who=call.who, what=what)
 
     # ------------------------------------------------------------------------ looking
 

@@ -158,6 +158,7 @@ class FakeRelay:
     @ivar asked: what it was asked to do, in order.
     @ivar told: who has subscribed to its sessions.
     @ivar followed: who follows new sessions, and whose.
+    @ivar also_there: names of sessions and targets that can be steered, too.
     @ivar slow: what its status, its sessions and the end of one wait for.
     @ivar failing: what asking for its status raises.
     """
@@ -166,6 +167,7 @@ class FakeRelay:
     asked: list[Any] = field(factory=list)
     told: list[Callable[[SessionEvent], object]] = field(factory=list)
     followed: list[tuple[Networks | None, Callable[[TraceStep], object]]] = field(factory=list)
+    also_there: tuple[str, ...] = ()
     slow: Callable[[], Deferred[Any]] = field(default=lambda: succeed(None))
     failing: Exception | None = None
     outcome: Outcome = field(factory=lambda: Outcome(True, changed="nothing"))
@@ -189,7 +191,7 @@ class FakeRelay:
     async def end_session(self, session: str) -> SessionShown:
         await self.slow()
         self.asked.append(("end", session))
-        if session != SESSION.session:
+        if session not in (SESSION.session, *self.also_there):
             raise NotThere(f"there is no open session {session!r}")
         return SESSION
 
@@ -200,7 +202,7 @@ class FakeRelay:
         self, pool: str, target: str, state: Any, weight: int | None
     ) -> TargetShown:
         self.asked.append(("steer", pool, target, state, weight))
-        if (pool, target) != (POOL.name, TARGET.name):
+        if (pool, target) != (POOL.name, TARGET.name) and target not in self.also_there:
             raise NotThere(f"pool {pool!r} has no target {target!r}")
         return attrs.evolve(TARGET, state=state or "ready", weight=weight or 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -221,10 +222,11 @@ class ChangingTests(ApiTestCase):
     def test_no_such_session(self) -> None:
         response = self.served.ask("DELETE", "/v1/sessions/a%20b%0a")
         self.assert_refused(response, 404, r"'a b\n'")
-        self.assert_told("end session a b\\u000a")
+        self.assert_told()
 
     def test_names_that_are_to_break_the_log(self) -> None:
         name, told = "fe80::1%25%0aBy%20root%1b%5b31m", "fe80::1%\\u000aBy root\\u001b[31m"
+        self.relay.also_there = (unquote(name), "a" * 10_000)
         client = self.served.connect()
         client.send(request("GET", f"/v1/trace?client={name}"))
         self.assertEqual(len(self.relay.followed), 1)
