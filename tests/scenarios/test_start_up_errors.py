@@ -190,7 +190,7 @@ class StartUpErrors(SynchronousTestCase):
         for path, why in (
             (self.folder, "Is a directory"),
             (self.folder / "nowhere" / "log", "No such file or directory"),
-            (self.folder / "fifo", "No such device or address"),  # nobody reads it
+            (self.folder / "fifo", "nobody reads that pipe"),  # nobody reads it
         ):
             saying = ("cannot write the access log", str(path), why)
             self.fails(EX_UNAVAILABLE, *GOOD, "--access-log", str(path), saying=saying)
