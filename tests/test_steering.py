@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from datetime import datetime
 from ipaddress import ip_network
@@ -9,9 +11,11 @@ from typing import Any
 from unittest import mock
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.task import deferLater
 
+from fwdrelay import steering
 from fwdrelay._version import __version__
 from fwdrelay.config import Config, PoolConfig, TargetConfig
 from fwdrelay.errors import CannotListen, ConfigError, ConfigErrors, NotPossible, NotThere
@@ -21,7 +25,9 @@ from fwdrelay.observe.feed import SessionEvent, SessionOpened
 from fwdrelay.observe.snapshot import SessionsWanted
 from fwdrelay.observe.trace import TraceStep
 from fwdrelay.relay import Relay
+from fwdrelay.session import Reason
 from fwdrelay.steering import Steering
+from tests.case import SynchronousTestCase
 from tests.test_relay import End, RelayTestCase, port_of, reactor
 
 
@@ -133,6 +139,28 @@ class SeeingTests(SteeringTestCase):
         self.assertEqual(await found(client=f"127.0.0.1:{ports[1]}", listener="l"), ports[1:2])
         self.assertEqual(await found(limit=2), ports[:2])
         self.assertEqual((await self.steering.sessions(SessionsWanted(limit=2))).count, 3)
+
+    async def test_very_many_are_shown_bit_by_bit(self) -> None:
+        self.begin()
+        self.patch(steering, "BATCH", 1)
+        ends = [await self.session(self.relay) for _ in range(3)]
+        turns: list[None] = []
+        reactor.callLater(0, turns.append, None)
+        showing = Deferred.fromCoroutine(self.steering.sessions(SessionsWanted()))
+        # Meanwhile others are served, and one may end.
+        self.assertNoResult(showing)
+        newest = max(self.relay._sessions(), key=lambda each: each.number)
+        newest.cut(Reason.KILLED)
+        shown = await showing
+        self.assertEqual((len(shown.sessions), shown.count, len(turns)), (2, 3, 1))
+        for end in ends[2]:
+            await end.closed
+
+    async def test_when_it_began_does_not_change(self) -> None:
+        self.begin()
+        first = (await self.steering.status()).started
+        await deferLater(reactor, 0.01)
+        self.assertEqual((await self.steering.status()).started, first)
 
     async def test_what_is_no_client(self) -> None:
         self.begin()
@@ -316,6 +344,22 @@ class ReloadTests(SteeringTestCase):
         self.assertEqual((outcome.okay, outcome.errors), expected)
         self.assertEqual((await self.steering.counters()).reloads, {"success": 0, "failure": 1})
 
+    async def test_a_token_is_read_anew_where_the_configuration_is_good(self) -> None:
+        wrong = [ConfigErrors([ConfigError("a", "is wrong")])]
+
+        def read(config: Config) -> Config:
+            if wrong:
+                raise wrong.pop()
+            return config
+
+        self.begin_with(read)
+        self.relay._admin = admin = mock.Mock()
+        self.addCleanup(setattr, self.relay, "_admin", None)
+        self.assertFalse((await self.steering.reload()).okay)
+        admin.renew_token.assert_not_called()
+        self.assertTrue((await self.steering.reload()).okay)
+        admin.renew_token.assert_called_once_with()
+
     async def test_what_takes_a_restart_is_found_by_a_check_too(self) -> None:
         self.begin_with(
             lambda config: evolve(config, relay=evolve(config.relay, admin="127.0.0.1:1"))
@@ -407,3 +451,13 @@ class LookingOnTests(SteeringTestCase):
         self.assertEqual({line["code"] for line in lines}, {"--"})
         ended = [line for line in self.logged() if line["reason"] == "done"]
         self.assertEqual([line["session"] for line in ended], [lines[0]["session"]])
+
+
+class WithoutTests(SynchronousTestCase):
+    def test_a_relay_that_nobody_asks_has_no_web_server_in_memory(self) -> None:
+        heavy = ("twisted.web.server", "prometheus_client", "rich", "click", "fwdrelay.admin")
+        say = f"import sys, fwdrelay.relay, fwdrelay.tap; print([m for m in {heavy} if m in sys.modules])"
+        found = subprocess.run(
+            [sys.executable, "-c", say], capture_output=True, text=True, check=True
+        )
+        self.assertEqual(found.stdout, "[]\n")

@@ -182,7 +182,7 @@ class Session:
             self._close(Input.REFUSED, Reason.QUEUE_FULL)
             return
         if self.trace is not None:
-            self.trace.tell("queued", f"behind {others} others: {pool.why_none()}")
+            self.trace.tell("queued", f"behind {counted(others, 'other')}: {pool.why_none()}")
         self._changed = self.policy.clock.seconds()
         self._wait()
 

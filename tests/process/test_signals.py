@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from fwdrelay.process.signals import Signals
@@ -17,9 +18,14 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Reactor:
-    """Notes its stops, and makes the calls of threads when told to."""
+    """
+    Notes its stops, and makes the calls of threads when told to.
+
+    @ivar stopped_before: something else has stopped it.
+    """
 
     def __init__(self) -> None:
+        self.stopped_before = False
         self.told: list[str] = []
         self.calls: list[Callable[[], object]] = []
         self.triggers: list[Callable[[], object]] = []
@@ -36,6 +42,8 @@ class Reactor:
             call()
 
     def stop(self) -> None:
+        if self.stopped_before:
+            raise ReactorNotRunning
         self.told.append("stop")
 
     def addSystemEventTrigger(self, phase: str, event: str, call: Callable[[], object]) -> None:
@@ -104,6 +112,15 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(
             self.send(*[signal.SIGINT] * 3)[1:], ["cut"] * (len(self.reactor.told) - 1)
         )
+
+    def test_where_something_else_has_stopped_it_a_second_one_cuts_all_the_same(self) -> None:
+        self.reactor.stopped_before = True
+        self.signals.drain()
+        self.signals.drain(now=True)
+        self.assertEqual(self.reactor.told, ["cut"])
+        self.reactor.turn()
+        self.reactor.told.clear()
+        self.assertEqual(self.send(signal.SIGTERM), ["cut"])
 
     def test_hup_reloads_and_stops_nothing(self) -> None:
         self.reactor.turn()
