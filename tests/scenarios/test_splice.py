@@ -308,7 +308,10 @@ class ManyTests(SpliceScenario, every_pump=False):
             before = relay.memory()
             taken = offer({server: each for _, server in slow})
             self.assertLess(max(taken.values()), each)
-            self.assertEqual(len(pipes(relay)) - at_rest, readers)
+            # At most one for each; on a busy machine, a flow may have got stuck with a buffer instead.
+            in_flight = len(pipes(relay)) - at_rest
+            self.assertLessEqual(in_flight, readers)
+            self.assertGreater(in_flight, readers // 2)
             self.assertLess(relay.memory() - before, 24 * MB)
 
             with self.session(relay, upstream) as (client, server), ThreadPoolExecutor() as threads:
