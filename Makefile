@@ -7,6 +7,7 @@ TARGET ?=
 ADMIN ?= 127.0.0.1:9678
 ARGS ?=
 FUZZ_SECONDS ?= 60
+SOAK_KILLS ?= 300
 
 bin := $(VENV)/bin
 python := $(bin)/python
@@ -16,11 +17,11 @@ metadata := setup.py pyproject.toml fwdrelay/_version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run venv dev test trial check fuzz bench format clean
+.PHONY: help run venv dev test trial check fuzz soak bench format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "variables: PORT, TARGET, ADMIN, ARGS, FUZZ_SECONDS, PYTHON, VENV"
+	@echo "variables: PORT, TARGET, ADMIN, ARGS, FUZZ_SECONDS, SOAK_KILLS, PYTHON, VENV"
 
 run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), to be seen at ADMIN; more options in ARGS
 	@echo "Relaying port $(PORT) to $(or $(TARGET),a page of its own). Try: curl -s localhost:$(PORT)   Stop with Ctrl-C."
@@ -50,6 +51,9 @@ check: $(VENV)/.dev ## lint, format, types, floors, and that pytest and trial fi
 
 fuzz: $(VENV)/.dev ## feed the parsers damaged input for FUZZ_SECONDS; ARGS go to it (see --help)
 	$(python) -m fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
+soak: $(VENV)/.dev ## kill SOAK_KILLS workers under load, and see that no session notices; ARGS go to it (see --help)
+	$(python) -m tests.soak --kills $(SOAK_KILLS) $(ARGS)
 
 bench: $(VENV)/.bench ## measure against other relays, to build/bench.json and .png; ARGS go to it (see --help)
 	@mkdir -p build

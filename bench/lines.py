@@ -73,6 +73,7 @@ class Line:
     @ivar key: of the certificate: `ecdsa` or `rsa`.
     @ivar resumed: whether TLS sessions are.
     @ivar share: of the sessions that were asked for, to set up or to hold, how many this line takes.
+    @ivar scale: whether it is about how our own workers scale; peers have no part in it.
     @ivar pin: the placement that suits it: `apart` gives the relay a core of its own. `together` is for
         a load of which only one process runs at a time: apart, its figures would be those of waking an
         idle core (in a virtual machine, several times what any relay takes), and alike for all relays.
@@ -89,6 +90,7 @@ class Line:
     key: str = "ecdsa"
     resumed: bool = False
     share: float = 1.0
+    scale: bool = False
 
     def figure(self, name: str) -> Figure:
         """The figure of that name."""
@@ -129,6 +131,12 @@ BRIEF = "connect, a byte each way, close"
 MEMORY = (Figure("per_session", "kB/session"),)
 
 
+SCALE_BULK = tuple(attrs.evolve(each, plotted=False) for each in BULK)
+SCALE_ECHO = tuple(attrs.evolve(each, plotted=False) for each in ECHO)
+SCALE_SETUP = tuple(attrs.evolve(each, plotted=False) for each in SETUP)
+
+
+scaling = functools.partial(Line, scale=True, pin="off")
 terminated = functools.partial(Line, tls=TLS.TERMINATED)
 originated = functools.partial(Line, tls=TLS.ORIGINATED)
 
@@ -140,6 +148,9 @@ LINES = (
     Line("echo32idle", "64-byte echo, 32 beside # idle sessions", "echo", 32, ECHO, idle=True),
     Line("setup", BRIEF, "setup", 32, SETUP),
     Line("memory", "# idle sessions", "hold", 32, MEMORY, idle=True),
+    scaling("scale-setup", BRIEF, "setup", 64, SCALE_SETUP),
+    scaling("scale-bulk", "bulk, 16 connections", "down", 16, SCALE_BULK),
+    scaling("scale-echo", "64-byte echo, 64 connections", "echo", 64, SCALE_ECHO),
     terminated("tls-down", "TLS, bulk to 1 client", "down", 1, BULK),
     terminated("tls-down16", "TLS, bulk to 16 clients", "down", 16, BULK),
     terminated("tls-up", "TLS, bulk from 1 client", "up", 1, BULK),

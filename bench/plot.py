@@ -39,7 +39,7 @@ def draw(run: Run, path: Path) -> None:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (line, figure) in zip(axes.flat, panels, strict=False):
-        names = taking_part(run, line.tls)
+        names = taking_part(run, line)
         found = {name: values(run, line, figure, name) for name in names}
         medians = {name: statistics.median(each) for name, each in found.items() if each}
         sense = "more is better" if figure.more_is_better else "less is better"

@@ -7,6 +7,7 @@ way.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -73,6 +74,8 @@ class Relay:
     @ivar each: how many descriptors it has open for a session.
     @ivar tls: what it does of that.
     @ivar resumes: TLS sessions, with clients.
+    @ivar scales: whether it takes part in the lines about workers; with `workers`, in no others.
+    @ivar ready: what it prints once it relays; empty: it does as soon as it listens.
     """
 
     name: str
@@ -82,9 +85,14 @@ class Relay:
     each: int = 2
     tls: tuple[TLS, ...] = (TLS.NONE,)
     resumes: bool = True
+    scales: bool = False
+    workers: int = 0
+    ready: str = ""
 
     def takes_part(self, line: Line) -> bool:
         """Whether it does what a line measures."""
+        if line.scale or self.workers:
+            return line.scale and self.scales
         return line.tls in self.tls and (self.resumes or not line.resumed)
 
     def prepare(self, folder: Path) -> str:
@@ -121,6 +129,7 @@ class Fwdrelay(Relay):
     """Ours, with one of its pumps."""
 
     pump: str = attrs.field(kw_only=True)
+    survives: bool = False
 
     def prepare(self, folder: Path) -> str:
         python = sys.version.split()[0]
@@ -133,6 +142,10 @@ class Fwdrelay(Relay):
             *("--port", str(place.port), "--interface", place.host, "--target", place.target),
             *("--access-log", "off", "--pump", self.pump),
         ]
+        if self.workers:
+            command += ["--workers", str(self.workers)]
+        if self.survives:
+            command += ["--survive-crashes"]
         if shown := place.terminate:
             command += ["--tls-cert", str(shown.certificate), "--tls-key", str(shown.key)]
         if expected := place.originate:
@@ -345,9 +358,21 @@ TIMEOUTidle = 3600
         return ["stunnel", str(config)]
 
 
+with_workers = functools.partial(Fwdrelay, ours=True, pump="splice", scales=True, ready="is ready")
+
 RELAYS: tuple[Relay, ...] = (
-    Fwdrelay("fwdrelay-splice", "fwdrelay splice", ours=True, pump="splice", tls=EVERYTHING),
+    Fwdrelay(
+        "fwdrelay-splice",
+        "fwdrelay splice",
+        ours=True,
+        pump="splice",
+        tls=EVERYTHING,
+        scales=True,
+    ),
     Fwdrelay("fwdrelay-buffered", "fwdrelay buffered", ours=True, pump="buffered", tls=EVERYTHING),
+    with_workers("fwdrelay-workers-1", "fwdrelay 1 worker", workers=1),
+    with_workers("fwdrelay-workers-2", "fwdrelay 2 workers", workers=2),
+    with_workers("fwdrelay-survive-2", "fwdrelay 2 surviving", workers=2, survives=True, each=4),
     HAProxy("haproxy", "HAProxy", tls=EVERYTHING),
     HAProxy("haproxy-splice", "HAProxy splice-auto", splice=True),
     Nginx("nginx", "nginx stream", tls=EVERYTHING),

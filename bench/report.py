@@ -55,18 +55,19 @@ def readable(value: float | None) -> str:
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def taking_part(run: Run, tls: TLS) -> list[str]:
-    """The relays that do that."""
-    return [name for name in run["relays"] if tls in relays.BY_NAME[name].tls]
+def taking_part(run: Run, line: Line) -> list[str]:
+    """The relays that do what a line measures, of those with its kind of TLS at all."""
+    every = attrs.evolve(line, resumed=False)
+    return [name for name in run["relays"] if relays.BY_NAME[name].takes_part(every)]
 
 
 def rows(run: Run, tls: TLS) -> Iterator[list[str]]:
     """A table: a heading, a row for each line (its title alone), a row for each of its figures."""
-    names = taking_part(run, tls)
+    shown = [line for line in LINES if line.name in run["lines"] and not line.scale]
+    shown = [line for line in shown if line.tls == tls]
+    names = taking_part(run, shown[0]) if shown else []
     yield ["", *(relays.BY_NAME[name].title for name in names), "ours/best peer"]
-    for line in LINES:
-        if line.name not in run["lines"] or line.tls != tls:
-            continue
+    for line in shown:
         yield [f"{line.titled(run['amount']['idle'])} ({line.name})"]
         for figure in line.figures:
             cells = [readable(median(run, line, figure, name)) for name in names]
@@ -75,9 +76,33 @@ def rows(run: Run, tls: TLS) -> Iterator[list[str]]:
             yield [f"  {figure.title}", *cells, f"{ratio:.2f}" if ratio else ""]
 
 
+def scale_rows(run: Run) -> Iterator[list[str]]:
+    """The same for our own workers, with what the second one brings."""
+    shown = [line for line in LINES if line.name in run["lines"] and line.scale]
+    names = taking_part(run, shown[0]) if shown else []
+    yield ["", *(relays.BY_NAME[name].title for name in names), "2/1 workers"]
+    for line in shown:
+        yield [f"{line.title} ({line.name})"]
+        for figure in line.figures:
+            cells = [readable(median(run, line, figure, name)) for name in names]
+            one, two = (median(run, line, figure, f"fwdrelay-workers-{count}") for count in (1, 2))
+            yield [f"  {figure.title}", *cells, f"{two / one:.2f}" if one and two else ""]
+
+
 def table(run: Run, tls: TLS = TLS.NONE) -> str:
-    """The rows in columns; headings of two words take two lines. Empty: there are none."""
-    heading, *body = rows(run, tls)
+    """A table of relays beside each other. Empty: there are no lines with that TLS."""
+    return in_columns(rows(run, tls))
+
+
+def scale_table(run: Run) -> str:
+    """Our own workers beside each other. Empty: they were not measured."""
+    body = in_columns(scale_rows(run))
+    return f"shared-nothing scale\n{body}" if body else ""
+
+
+def in_columns(lines_: Iterator[list[str]]) -> str:
+    """Rows in columns; headings of two words take two lines. Empty: there are none."""
+    heading, *body = lines_
     if not body:
         return ""
     split = [each.split(" ", 1) if " " in each else ["", each] for each in heading]
@@ -176,7 +201,7 @@ def heading(run: Run) -> str:
             f"medians of {options['rounds']} rounds, {amount['seconds']:g} s a sample",
             f"the machine was busy with other work for {busy:.0%} when it began",
             *(f"  {cores}: {', '.join(names)}" for cores, names in placed.items()),
-            *(f"  {name:17}  {each['version']}" for name, each in run["relays"].items()),
+            *(f"  {name:18}  {each['version']}" for name, each in run["relays"].items()),
         ]
     )
 
@@ -186,6 +211,7 @@ def text(run: Run) -> str:
     parts = [
         heading(run),
         *(table(run, tls) for tls in TLS),
+        scale_table(run),
         goals(run),
         "\n".join(dict.fromkeys(failures(run))),
     ]

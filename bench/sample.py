@@ -202,9 +202,10 @@ class Running:
         stack.enter_context(ended(self.process))
         deadline = time.monotonic() + PATIENCE
         while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection((place.host, place.port), 5).close()
-                return
+            if relay.ready in self._printed():
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection((place.host, place.port), 5).close()
+                    return
             self.check()
             if time.monotonic() > deadline:
                 raise Failed(f"does not listen: {self.said() or 'and says nothing'}")
@@ -218,8 +219,11 @@ class Running:
 
     def said(self) -> str:
         """What it has printed, the last of it."""
+        return self._printed().strip()[-2000:]
+
+    def _printed(self) -> str:
         self._output.seek(0)
-        return self._output.read().decode(errors="replace").strip()[-2000:]
+        return self._output.read().decode(errors="replace")
 
     def check(self) -> None:
         """Raises when it has ended, or has printed a traceback."""

@@ -68,6 +68,8 @@ install-files:
 	umask 022 && $(install_text) '$(install_source)/etc/sysusers.d/fwdrelay.conf' > '$(install_root)$(SYSUSERSDIR)/fwdrelay.conf'
 	umask 022 && $(install_text) '$(install_source)/docs/systemd.md' > '$(install_root)$(DOCDIR)/systemd.md'
 	umask 022 && $(install_text) '$(install_source)/etc/fwdrelay/fwdrelay.env' > '$(install_root)$(DOCDIR)/fwdrelay.env'
+	umask 022 && $(install_text) '$(install_source)/etc/systemd/upgrade-on-reload.conf' > \
+	    '$(install_root)$(DOCDIR)/upgrade-on-reload.conf'
 	umask 022 && $(install_text) '$(install_source)/etc/logrotate.d/fwdrelay' > '$(install_root)$(DOCDIR)/fwdrelay.logrotate'
 	umask 022 && for example in $(install_examples); do \
 	    $(install_text) "$(install_source)/etc/fwdrelay/examples/$$example" > \
@@ -82,5 +84,5 @@ uninstall: ## remove what install made; configuration stays
 	rm -f $(foreach example,$(install_examples),'$(install_root)$(DOCDIR)/examples/$(example)')
 	-rmdir '$(install_root)$(DOCDIR)/examples'
 	rm -f '$(install_root)$(DOCDIR)/systemd.md' '$(install_root)$(DOCDIR)/fwdrelay.env' \
-	    '$(install_root)$(DOCDIR)/fwdrelay.logrotate'
+	    '$(install_root)$(DOCDIR)/fwdrelay.logrotate' '$(install_root)$(DOCDIR)/upgrade-on-reload.conf'
 	-rmdir '$(install_root)$(DOCDIR)'

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
+from operator import add
 
 from attrs import frozen
 
@@ -50,6 +52,20 @@ class HistogramCounts:
     def count(self) -> int:
         """How many values there were."""
         return sum(self.counts)
+
+    def plus(self, other: HistogramCounts) -> HistogramCounts:
+        """
+        @param other: may have other bounds, as another version counts; then its values are taken to be as large as
+            they can be.
+        @return: what both have counted, by the bounds of this one.
+        """
+        total = self.total + other.total
+        if other.bounds == self.bounds:
+            return HistogramCounts(self.bounds, tuple(map(add, self.counts, other.counts)), total)
+        counts = list(self.counts)
+        for bound, count in zip((*other.bounds, inf), other.counts, strict=True):
+            counts[bisect_left(self.bounds, bound)] += count
+        return HistogramCounts(self.bounds, tuple(counts), total)
 
 
 class Histogram:

@@ -7,11 +7,11 @@ children at once and without a deadline, so the order of a stop is written out h
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall, deferLater
@@ -21,9 +21,10 @@ from ._version import __version__
 from .config import Config, ListenerConfig, PoolConfig, RelayConfig, TargetConfig
 from .deadlines import Deadlines
 from .dial import Dialer
-from .errors import ConfigError, ConfigErrors, FwdrelayError, NotPossible
-from .frontend import Addresses, Key, Listener, Totals, keys
+from .errors import ConfigErrors, FwdrelayError, NotPossible
+from .frontend import Addresses, Inherited, Key, Listener, Totals, keys
 from .interfaces import IPump
+from .ledger import Ledger
 from .observe.access_log import AccessLog
 from .observe.audience import Audience
 from .observe.feed import Feed
@@ -34,7 +35,8 @@ from .observe.trace import Tracer
 from .parts import Parts, make_parts
 from .process.sdnotify import Notifier
 from .pump import make_pump
-from .session import Reason, Session
+from .reloading import Reloads, refuse_what_takes_a_restart, told, try_reload
+from .session import IKeeping, PortableSession, Reason, Session
 from .steering import Steering
 from .tls import File, Files, ServerTLS, UpstreamTLS
 from .upstream import Pool, Resolver, Target
@@ -45,6 +47,23 @@ if TYPE_CHECKING:
     from .demo import Demo
 
 STATUS_EVERY = 5.0
+
+
+@frozen
+class Membership:
+    """
+    What a relay has of the supervisor whose worker it is; see `fwdrelay.workers`.
+
+    @ivar worker: its number.
+    @ivar inherited: the sockets that it listens on; it binds none itself.
+    @ivar ledger: where is counted what is limited for all workers together.
+    @ivar keeping: sees to it that sessions outlive it.
+    """
+
+    worker: int
+    inherited: Mapping[Key, Inherited]
+    ledger: Ledger
+    keeping: IKeeping
 
 
 class Relay(Service):
@@ -58,11 +77,10 @@ class Relay(Service):
     @param read: reads the configuration anew, for `reload`; raises `ConfigErrors`. None: there is nothing
         that could have changed.
     @param stop: ends the whole process in order, or at once; None: that is not for the relay to ask.
+    @param membership: None: it is nobody's worker.
     @ivar state: `starting` until everything listens, `draining` from when a stop has begun.
     @ivar started: when it was made, by the reactor's clock.
     @ivar audience: whom its sessions are told to.
-    @ivar reloads: how many there were, by result: `success`, `failure`.
-    @ivar last_reload: when the last one was, in seconds since the epoch, and its result; None: never.
     @ivar config: what is asked for now.
     @ivar listeners: by name.
     @ivar pools: by name.
@@ -79,6 +97,7 @@ class Relay(Service):
         give_up: Callable[[str], None] | None = None,
         read: Callable[[], Config] | None = None,
         stop: Callable[[bool], object] | None = None,
+        membership: Membership | None = None,
     ) -> None:
         notifier = Notifier() if notifier is None else notifier
         self.config = config
@@ -87,6 +106,7 @@ class Relay(Service):
         self._give_up = give_up
         self._read = read
         self._stop_process = stop
+        self.membership = membership
         self.state: RelayState = "starting"
         self.started: float = reactor.seconds()
         self._deadlines = Deadlines(reactor)
@@ -101,8 +121,7 @@ class Relay(Service):
         self._demo: Demo | None = None
         self._dropped_before = 0
         self._ended_count = 0
-        self.reloads: Counter[str] = Counter({"success": 0, "failure": 0})
-        self.last_reload: tuple[float, str] | None = None
+        self._reloads = Reloads()
         self._drained: Deferred[None] | None = None
         self._status = LoopingCall(self._tell_status)
         self._watchdog = LoopingCall(notifier.watchdog)
@@ -113,6 +132,16 @@ class Relay(Service):
         self.pools: dict[str, Pool] = {}
         self._totals: dict[str, Totals] = {}
         self._departed = Totals()
+
+    @property
+    def reloads(self) -> Counter[str]:
+        """How many there were, by result: `success`, `failure`."""
+        return self._reloads.count
+
+    @property
+    def last_reload(self) -> tuple[float, str] | None:
+        """When the last one was, in seconds since the epoch, and its result; None: never."""
+        return self._reloads.last
 
     @property
     def active(self) -> int:
@@ -158,7 +187,7 @@ class Relay(Service):
             self._build(parts)
             for listener in self.listeners.values():
                 bound = self._addresses.bind(listener, listener.config)
-                self._addresses.tell(listener, bound)
+                self._tell_of(listener, bound)
             self._files.follow(self._tls_files())
             if self.config.relay.admin != "off":
                 self._serve_admin()
@@ -166,6 +195,10 @@ class Relay(Service):
             if self._give_up is None:
                 raise
             self._give_up(str(failed))
+
+    def _tell_of(self, listener: Listener, bound: list[Key]) -> None:
+        if self.membership is None:  # else its supervisor has told of it
+            self._addresses.tell(listener, bound)
 
     def _serve_admin(self) -> None:
         """
@@ -195,6 +228,47 @@ class Relay(Service):
         self.state = "draining"
         return Deferred.fromCoroutine(self._stop())
 
+    def leave(self) -> None:
+        """
+        Accept nobody any more, also none of those who wait: others listen on the same sockets. Sessions go on
+        until they end, are handed over, or `stopService` is called.
+        """
+        self.state = "draining"
+        self._addresses.leave()
+
+    def inherit(self, sockets: Mapping[Key, Inherited]) -> None:
+        """Sockets that a change of the configuration is going to need."""
+        for key, inherited in sockets.items():
+            self._addresses.inherit(key, inherited)
+
+    def adopt(self, portable: PortableSession, descriptors: tuple[int, int, int, int]) -> Session:
+        """
+        Go on with a session that another process relayed.
+
+        @param descriptors: the client's socket, the target's, and the pipes of both flows; they are the
+            session's now.
+        """
+        listener = self.listeners.get(portable.listener)
+        if listener is None:
+            listener = self._listener_that_was(portable.listener)
+        return listener.adopt(portable, descriptors, self.pools.get(portable.pool))
+
+    def _listener_that_was(self, name: str) -> Listener:
+        """
+        @return: one that is not configured any more, for sessions that it has.
+        """
+        for listener in self._leaving:
+            if listener.name == name:
+                return listener
+        config = ListenerConfig(name=name, listen=(), pool="")
+        parts = Parts({}, {name: ()}, {})
+        listener = self._make_listener(config, self.pools, parts)
+        limit = self.config.relay.drain_timeout
+        self._leaving[listener] = (
+            self._reactor.callLater(limit, self._cut_leaving, listener) if limit else None
+        )
+        return listener
+
     def cut_all(self, reason: Reason = Reason.STOPPED) -> None:
         """End every session now."""
         if reason is Reason.DRAIN_TIMEOUT:
@@ -205,6 +279,13 @@ class Relay(Service):
             self.log.info("Cutting {active}.", active=counted(self.active, "session"))
         for session in self._sessions():
             session.cut(reason)
+
+    def upgrade(self) -> None:
+        """SIGUSR2: only a relay with workers can be upgraded in place."""
+        self.log.warn(
+            "Not upgraded: this relay has no workers, so it takes a restart. With --workers 1 or more, another"
+            " process could go on with its sessions."
+        )
 
     def reopen_logs(self) -> None:
         """The access log was moved away: begin a new file."""
@@ -220,7 +301,7 @@ class Relay(Service):
         """
         self.reopen_logs()
         if self._read is None:
-            return succeed(self._reloaded(self._reload_files()))
+            return succeed(self._reloads.done(self._reload_files()))
         return Deferred.fromCoroutine(self._reload(self._read))
 
     def _reload_files(self) -> Outcome:
@@ -245,46 +326,21 @@ class Relay(Service):
             return Outcome(False, errors=("the relay is stopping",))
         self._notifier.reloading()
         try:
-            changed = self.change(read())
-            self._renew_token()
-        except ConfigErrors as wrong:
-            for error in wrong.errors:
-                self.log.error("{error}", error=error)
-            self.log.error(
-                "Nothing was changed: {count} wrong in the configuration.",
-                count="1 thing is" if len(wrong.errors) == 1 else f"{len(wrong.errors)} things are",
-            )
-            return self._reloaded(Outcome(False, errors=tuple(map(str, wrong.errors))))
-        except FwdrelayError as failed:
-            self.log.error("Nothing was changed: {failed}", failed=failed)
-            return self._reloaded(Outcome(False, errors=(str(failed),)))
-        except Exception:
-            self.log.failure("A reload went wrong in a way it never should")
-            errors = ("a reload went wrong in a way it never should; the log has more",)
-            return self._reloaded(Outcome(False, errors=errors))
+            return await self._reloads.attempt(lambda: self._read_and_change(read))
         finally:
             self._told = self._status_text()
             self._notifier.ready(self._told)
-        return self._reloaded(Outcome(True, changed))
 
-    def _reloaded(self, outcome: Outcome) -> Outcome:
-        result = "success" if outcome.okay else "failure"
-        self.reloads[result] += 1
-        self.last_reload = time.time(), result
-        return outcome
+    async def _read_and_change(self, read: Callable[[], Config]) -> str:
+        changed = self.change(read())
+        self._renew_token()
+        return changed
 
     def check(self) -> Outcome:
         """
         @return: what a reload would come to, as far as that can be known without one; nothing is changed.
         """
-        if self._read is None:
-            return Outcome(True, "there is no configuration file")
-        try:
-            config = self._read()
-            _refuse_what_takes_a_restart(self.config, config)
-        except ConfigErrors as wrong:
-            return Outcome(False, errors=tuple(map(str, wrong.errors)))
-        return Outcome(True, _told(self.config, config))
+        return try_reload(self.config, self._read)
 
     def drain(self, *, now: bool = False) -> None:
         """
@@ -309,7 +365,7 @@ class Relay(Service):
             a plugin that doesn't exist, or for an address or a file that can't be opened.
         """
         before = self.config
-        _refuse_what_takes_a_restart(before, config)
+        refuse_what_takes_a_restart(before, config)
         terminated = {name: listener.tls for name, listener in self.listeners.items()}
         originated = {name: pool.tls for name, pool in self.pools.items()}
         parts = make_parts(config, self._reactor, terminated, originated)
@@ -346,12 +402,13 @@ class Relay(Service):
         for listener in self.listeners.values():
             self._addresses.serve(listener)
             mine = [key for key in keys(listener.config) if key in new_addresses]
-            self._addresses.tell(listener, mine)
+            self._tell_of(listener, mine)
         self._forget_totals()
         self._tell_progress_every(config.relay.access_log_interval)
         self._files.follow(self._tls_files())
-        changed = _told(before, config)
-        self.log.info("The configuration is in force: {changed}.", changed=changed)
+        changed = told(before, config)
+        if self.membership is None:
+            self.log.info("The configuration is in force: {changed}.", changed=changed)
         return changed
 
     def _tls_files(self) -> list[File]:
@@ -422,7 +479,7 @@ class Relay(Service):
                 listener = new.get(each.name) or self.listeners[each.name]
                 bound += self._addresses.bind(listener, each)
         except FwdrelayError:
-            self._addresses.close(bound)
+            self._addresses.unbind(bound)
             for listener in new.values():
                 self._let_leave(listener)  # somebody may have been quicker than we
             raise
@@ -500,7 +557,8 @@ class Relay(Service):
     def _build(self, parts: Parts) -> None:
         config = self.config
         pump = self._pump = make_pump(config.relay.pump, self._reactor, config.relay.probing)
-        self._addresses = Addresses(pump)
+        membership = self.membership
+        self._addresses = Addresses(pump, None if membership is None else membership.inherited)
         self._dialer = Dialer(self._reactor, pump, self._resolver)
         for pool in config.pools:
             self.pools[pool.name] = self._make_pool(pool, parts)
@@ -514,6 +572,7 @@ class Relay(Service):
             self._reactor,
             self._resolver,
             self._end_sessions_of,
+            None if self.membership is None else self.membership.ledger,
         )
 
     def _make_listener(
@@ -534,6 +593,8 @@ class Relay(Service):
             totals=self._totals.setdefault(config.name, Totals()),
             left=self._session_left,
             all_active=lambda: self.active,
+            ledger=None if self.membership is None else self.membership.ledger,
+            keeping=None if self.membership is None else self.membership.keeping,
         )
 
     def _forget_totals(self) -> None:
@@ -579,7 +640,8 @@ class Relay(Service):
     def _running(self) -> None:
         if self.running:
             self.state = "running"
-        self.log.info("fwdrelay {version} is ready.", version=__version__)
+        if self.membership is None:
+            self.log.info("fwdrelay {version} is ready.", version=__version__)
         self._told = self._status_text()
         self._notifier.ready(self._told)
         self._status.start(STATUS_EVERY, now=False)
@@ -655,29 +717,8 @@ class Relay(Service):
             deadline.cancel()
 
 
-def _refuse_what_takes_a_restart(before: Config, after: Config) -> None:
-    """
-    @raise ConfigErrors: for what can't be changed while the relay runs.
-    """
-    errors = [
-        ConfigError(
-            f"relay.{key}",
-            f"{_as_written(getattr(after.relay, key))} takes a restart; it is"
-            f" {_as_written(getattr(before.relay, key))} now",
-        )
-        for key in ("pump", "admin", "admin_token_file", "keepalive", "user_timeout")
-        if getattr(after.relay, key) != getattr(before.relay, key)
-    ]
-    if errors:
-        raise ConfigErrors(errors)
-
-
 def _among(files: Iterable[File], paths: frozenset[str]) -> bool:
     return any(file.path in paths for file in files)
-
-
-def _as_written(value: str | float) -> str:
-    return f"'{value}'" if isinstance(value, str) else f"'{value:g}s'"
 
 
 def _patience(limit: float) -> str:
@@ -686,25 +727,3 @@ def _patience(limit: float) -> str:
 
 def _log_of(config: RelayConfig) -> tuple[str, str]:
     return config.access_log, config.access_log_format
-
-
-def _told(before: Config, after: Config) -> str:
-    """What a reload changed, in words."""
-    if before == after:
-        return "nothing in it has changed"
-    parts: list[str] = []
-    for word, old, new in (
-        ("listener", before.listeners, after.listeners),
-        ("pool", before.pools, after.pools),
-    ):
-        was: dict[str, object] = {each.name: each for each in old}
-        now: dict[str, object] = {each.name: each for each in new}
-        groups = (
-            ("added", [name for name in now if name not in was]),
-            ("changed", [name for name in now if name in was and now[name] != was[name]]),
-            ("removed", [name for name in was if name not in now]),
-        )
-        parts += [f"{word} {', '.join(names)} {did}" for did, names in groups if names]
-    if before.relay != after.relay:
-        parts.append("the relay's own settings changed")
-    return "; ".join(parts) or "only the order of its tables has changed"

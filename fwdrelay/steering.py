@@ -52,12 +52,7 @@ BATCH = 250
 
 
 class Steered(Protocol):
-    """
-    What is needed of a `fwdrelay.relay.Relay`, whose words these are.
-
-    @ivar reloads: how many there were, by result.
-    @ivar last_reload: when the last one was, in seconds since the epoch, and its result; None: never.
-    """
+    """What is needed of a `fwdrelay.relay.Relay`, whose words these are."""
 
     config: Config
     state: RelayState
@@ -65,8 +60,14 @@ class Steered(Protocol):
     listeners: dict[str, Listener]
     pools: dict[str, Pool]
     audience: Audience
-    reloads: Counter[str]
-    last_reload: tuple[float, str] | None
+
+    @property
+    def reloads(self) -> Counter[str]:
+        """How many there were, by result."""
+
+    @property
+    def last_reload(self) -> tuple[float, str] | None:
+        """When the last one was, in seconds since the epoch, and its result; None: never."""
 
     @property
     def access_log_dropped(self) -> int:
@@ -100,11 +101,16 @@ class Steering:
     The `fwdrelay.admin.Administered` of one relay process.
 
     @param clock: of the relay; `twisted.internet.interfaces.IReactorTime`.
+    @param worker: the number of this process among those that relay; None: it is the only one.
     """
 
-    def __init__(self, relay: Steered, clock: Any) -> None:
+    unwell = ""
+    """It is one process: while it answers, it is well."""
+
+    def __init__(self, relay: Steered, clock: Any, worker: int | None = None) -> None:
         self._relay = relay
         self._clock = clock
+        self._worker = worker
         self._began = self._epoch(relay.started)
 
     @property
@@ -127,7 +133,6 @@ class Steering:
         relay = self._relay
         moving = {listener: _moving(listener) for listener in relay.all_listeners()}
         listeners = tuple(self._listener(each, *bytes_) for each, bytes_ in moving.items())
-        totals = relay.all_totals()
         last = relay.last_reload
         return Status(
             version=__version__,
@@ -137,15 +142,7 @@ class Steering:
             uptime=round(self._clock.seconds() - relay.started, 3),
             workers=(),
             listeners=listeners,
-            totals=Totals(
-                sessions=sum(each.sessions for each in listeners),
-                sessions_total=sum(each.let_in for each in totals),
-                rejected_total=sum(each.refused.total() for each in totals),
-                bytes_up=sum(each.bytes_up for each in totals)
-                + sum(up for up, _ in moving.values()),
-                bytes_down=sum(each.bytes_down for each in totals)
-                + sum(down for _, down in moving.values()),
-            ),
+            totals=self._totals(moving),
             reloads=Reloads(
                 success=relay.reloads["success"],
                 failure=relay.reloads["failure"],
@@ -153,6 +150,20 @@ class Steering:
                 last_result=None if last is None else last[1],  # type: ignore[arg-type]
             ),
             access_log_dropped=relay.access_log_dropped,
+        )
+
+    def _totals(self, moving: Mapping[Listener, tuple[int, int]]) -> Totals:
+        """
+        @param moving: bytes of open sessions, of all listeners.
+        """
+        totals = self._relay.all_totals()
+        return Totals(
+            sessions=sum(listener.active for listener in moving),
+            sessions_total=sum(each.let_in for each in totals),
+            rejected_total=sum(each.refused.total() for each in totals),
+            bytes_up=sum(each.bytes_up for each in totals) + sum(up for up, _ in moving.values()),
+            bytes_down=sum(each.bytes_down for each in totals)
+            + sum(down for _, down in moving.values()),
         )
 
     def _listener(self, listener: Listener, up: int, down: int) -> ListenerShown:
@@ -180,7 +191,7 @@ class Steering:
     async def sessions(self, wanted: SessionsWanted) -> SessionsShown:
         takes = _by_client(wanted.client)
         found = [
-            (session.number, listener, session)
+            ((session.started, session.number), listener, session)
             for listener in self._relay.all_listeners()
             if not wanted.listener or listener.name == wanted.listener
             for session in listener.sessions
@@ -208,7 +219,7 @@ class Steering:
             listener=listener.name,
             client=client.address,
             local=client.local,
-            pool=None if session.pool is None else session.pool.name,
+            pool=session.pool_name,
             target=_label(session),
             state=session.state.name.lower().replace("_", "-"),
             started=moment(self._epoch(session.started)),
@@ -222,13 +233,17 @@ class Steering:
             alpn=client.alpn_told,
             tls=None if client.peer is None else client.peer.version,
             identity=None if client.peer is None else client.peer.identity,
+            worker=self._worker,
+            kept=session.kept,
         )
 
     async def end_session(self, session: str) -> SessionShown:
         number = session.rpartition("-")[2]
         for listener in self._relay.all_listeners():
             for each in listener.sessions:
-                if f"{each.number:x}" == number and each.name == session:
+                # Of most, it takes less to tell by the number; those from other processes have names of theirs.
+                may_be = f"{each.number:x}" == number or each.before is not None
+                if may_be and each.name == session:
                     shown = self._session(listener, each)
                     each.cut(Reason.KILLED)
                     return shown
@@ -283,6 +298,19 @@ class Steering:
                 return self._target(each, found.shares().get(each, 0.0))
         raise NotThere(f"pool {pool!r} has no target {target!r}")
 
+    async def steer_if_there(
+        self, pool: str, target: str, state: TargetState | None, weight: int | None
+    ) -> TargetShown | None:
+        """
+        As `steer_target`, for one of several workers, of which not all have found the same targets.
+
+        @return: None: there is none.
+        """
+        try:
+            return await self.steer_target(pool, target, state, weight)
+        except NotThere:
+            return None
+
     # The whole.
 
     async def reload(self) -> Outcome:
@@ -313,9 +341,10 @@ class Steering:
 
     async def counters(self) -> Counters:
         relay = self._relay
-        by_name: dict[str, list[Listener]] = {}
-        for listener in relay.all_listeners():
-            by_name.setdefault(listener.name, []).append(listener)
+        moving = {listener: _moving(listener) for listener in relay.all_listeners()}
+        by_name: dict[str, dict[Listener, tuple[int, int]]] = {}
+        for listener, bytes_ in moving.items():
+            by_name.setdefault(listener.name, {})[listener] = bytes_
         return Counters(
             version=__version__,
             listeners=tuple(_listener_counters(name, each) for name, each in by_name.items()),
@@ -337,15 +366,19 @@ class Steering:
             access_log_dropped=relay.access_log_dropped,
             draining=relay.state == "draining",
             last_reload_failed=relay.last_reload is not None and relay.last_reload[1] == "failure",
+            totals=self._totals(moving),
         )
 
 
-def _listener_counters(name: str, listeners: list[Listener]) -> ListenerCounters:
+def _listener_counters(
+    name: str, listeners: Mapping[Listener, tuple[int, int]]
+) -> ListenerCounters:
     """
-    @param listeners: of that name; they share their totals.
+    @param listeners: of that name, which share their totals, with the bytes of their open sessions.
     """
-    totals = listeners[0].totals
-    moving = [_moving(listener) for listener in listeners]
+    totals = next(iter(listeners)).totals
+    moving = listeners.values()
+    kept = [_moving(listener, kept_only=True) for listener in listeners]
     ended = {(pool, reason.word): count for (pool, reason), count in totals.ended.items()}
     rejected = {reason.word: count for reason, count in totals.refused.items()}
     for reason, count in rejected.items():
@@ -358,16 +391,20 @@ def _listener_counters(name: str, listeners: list[Listener]) -> ListenerCounters
         bytes_down=totals.bytes_down + sum(down for _, down in moving),
         seconds=totals.seconds.counts(),
         rejected=rejected,
+        let_in=totals.let_in,
+        kept_up=sum(up for up, _ in kept),
+        kept_down=sum(down for _, down in kept),
     )
 
 
-def _moving(listener: Listener) -> tuple[int, int]:
+def _moving(listener: Listener, kept_only: bool = False) -> tuple[int, int]:
     """
+    @param kept_only: of those sessions only that outlive this process.
     @return: how many bytes have gone up and down in sessions that are open.
     """
     up = down = 0
     for session in listener.sessions:
-        if session.state is State.CLOSED:
+        if session.state is State.CLOSED or (kept_only and not session.kept):
             continue  # it is being told of, and is among the totals
         up += session.client.received
         if session.upstream is not None:
@@ -381,7 +418,9 @@ def _client(session: Session) -> ClientProtocol:
 
 
 def _label(session: Session) -> str | None:
-    return None if session.target is None else session.target.label
+    if session.target is not None:
+        return session.target.label
+    return None if session.before is None else session.before.target or None
 
 
 def _by_client(client: str) -> Callable[[Session], bool]:

@@ -4,6 +4,7 @@ The front door: `twistd fwdrelay`. Options become a `Config`, a `Config` becomes
 
 from __future__ import annotations
 
+import atexit
 import gc
 import getopt
 import os
@@ -11,9 +12,12 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from twisted.application.service import IService, MultiService
+from twisted.internet.error import ReactorNotRunning
 from twisted.python import usage
 
 from .config import (
@@ -50,10 +54,15 @@ from .config.grammar import (
     parse_network,
     parse_port,
     parse_target_or_srv,
+    parse_workers,
 )
 from .config.names import parse_identity, parse_upstream_name
 from .errors import ConfigError, ConfigErrors
 from .process.signals import Signals
+
+if TYPE_CHECKING:
+    from .relay import Relay
+    from .workers.supervisor import Supervisor
 
 # sysexits(3)
 EX_USAGE = 64
@@ -64,6 +73,8 @@ T = TypeVar("T")
 
 _HINT = " (see twistd fwdrelay --help)"
 _ATTRIBUTES = {
+    "workers": "workers",
+    "survive-crashes": "survive_crashes",
     "pump": "pump",
     "access-log": "access_log",
     "access-log-format": "access_log_format",
@@ -119,6 +130,7 @@ _PLACES = {
 }
 """Where in a file those belong that can't be told beside one."""
 _OPTION_OF = {
+    "relay.survive_crashes": "--survive-crashes",
     "relay.admin": "--admin",
     "relay.admin_token_file": "--admin-token-file",
     "listener[0].listen": "--listen",
@@ -215,17 +227,20 @@ class Options(usage.Options):
         ],
         ["upstream-key", None, None, "PEM file: its key [default: in --upstream-cert]", _path],
         ["send-proxy", None, "off", f"PROXY header to targets: {', '.join(SEND_PROXY)}"],
+        ["workers", None, "0", "processes that relay, each on a core; 0: this one does"],
         ["pump", None, "auto", f"how bytes are moved: {', '.join(PUMPS)}"],
         ["config", None, None, "TOML file that says all of it, and more; SIGHUP reads it again"],
     ]
     optFlags = [
         ["upstream-tls", None, "speak TLS to targets, who have to prove who they are"],
+        ["survive-crashes", None, "keep plain sessions open when a worker dies; needs --workers"],
         ["demo", None, "relay to an embedded demonstration page"],
         ["check", None, "say what is wrong with options and file, or that nothing is, and exit"],
     ]
     compData = usage.Completions(
         optActions={
             "balance": usage.CompleteList(BALANCES),
+            "workers": usage.Completer(descr="processes, 0 to 64"),
             "pump": usage.CompleteList(PUMPS),
             "access-log-format": usage.CompleteList(ACCESS_LOG_FORMATS),
             "access-log": usage.CompleteFiles(),
@@ -316,6 +331,11 @@ class Options(usage.Options):
             except ConfigErrors as wrong:
                 _exit(EX_CONFIG, *map(str, wrong.errors))
         if self["check"]:
+            from .workers import renewal
+
+            wrong_besides = renewal.rehearsed(os.environ, self.config)
+            if wrong_besides:
+                _exit(EX_CONFIG, wrong_besides)
             what = self["config"] if self.reads_file else "these options"
             sys.stdout.write(f"fwdrelay: nothing is wrong with {what}.\n")
             raise SystemExit(0)
@@ -454,6 +474,8 @@ class Options(usage.Options):
     def _relay_values(self) -> dict[str, Any]:
         """The attributes of `RelayConfig`."""
         return {
+            "workers": self._value("workers", parse_workers),
+            "survive_crashes": bool(self["survive-crashes"]),
             "pump": self._choice("pump", PUMPS),
             "access_log": self._value("access-log", parse_log),
             "access_log_format": self._choice("access-log-format", ACCESS_LOG_FORMATS),
@@ -565,20 +587,46 @@ def makeService(options: Options) -> IService:
         sys.stdout.flush()
         sys.stdout = PatientOutput()
     service = MultiService()
-    relay = Relay(
-        options.config,
-        reactor,
-        Notifier.from_environment(os.environ),
-        lambda sentence: _give_up(options, sentence),
-        options.read if options.reads_file else None,
-        lambda now: signals.drain(now),
-    )
+    notifier = Notifier.from_environment(os.environ)
+    give_up = partial(_give_up, options)
+    read = options.read if options.reads_file else None
+    relay: Relay | Supervisor
+    if options.config.relay.workers:
+        from .workers import renewal
+        from .workers.supervisor import Supervisor
+
+        command = renewal.Command.of(options)
+        command.keep_pid_file(twistd)
+        relay = Supervisor(
+            options.config,
+            reactor,
+            notifier=notifier,
+            give_up=give_up,
+            read=read,
+            stop=lambda now: signals.drain(now),
+            fail=partial(_fail, reactor),
+            command=command,
+            before=renewal.read_from_environment(os.environ),
+        )
+    else:
+        relay = Relay(
+            options.config, reactor, notifier, give_up, read, lambda now: signals.drain(now)
+        )
+        reactor.callWhenRunning(_spare_the_collector)
     signals = Signals(reactor, relay)
-    reactor.callWhenRunning(_spare_the_collector)
     # In this order: who is told that the relay is ready may send it a signal at once.
     signals.setServiceParent(service)
     relay.setServiceParent(service)
     return service
+
+
+def _fail(reactor: Any, sentence: str) -> None:
+    """End the process in order, with that as the last word, and a status that tells of it."""
+    # twistd removes its pid file before; it has no way to be told of a status.
+    atexit.register(os._exit, EX_UNAVAILABLE)
+    print(f"fwdrelay: {printable(sentence)}", file=sys.__stderr__, flush=True)
+    with suppress(ReactorNotRunning):
+        reactor.stop()
 
 
 def _spare_the_collector() -> None:

@@ -82,7 +82,7 @@ class SmallRunTests(SynchronousTestCase):
         folder = new_folder(self)
         written = folder / "bench.json"
         others = [name for name in relays.BY_NAME if name != report.OURS]
-        wanted = "setup,tls-handshake,originate-setup"
+        wanted = "setup,scale-setup,tls-handshake,originate-setup"
         bench(*TINY, "--only", ",".join(others), "--lines", wanted, "--json", str(written))
         run = json.loads(written.read_text())
         self.assertEqual({*run["relays"], *run["skipped"]}, set(others))
@@ -237,6 +237,31 @@ class ReportTests(SynchronousTestCase):
         self.assertNotIn("(setup)", table)
         self.assertNotIn("Go", table)  # it has no TLS
         self.assertIs(self.goal(run, "tls-handshake", "cpu_per_session", "best"), True)
+
+    def test_workers_have_a_table_of_their_own(self) -> None:
+        run = made_up(fwdrelay_splice=0.3, haproxy=0.7, fwdrelay_workers_1=0.4)
+        self.assertNotIn("worker", report.table(run))
+        self.assertEqual(report.scale_table(run), "")
+        run["lines"]["scale-setup"] = run["lines"]["setup"]
+        run["samples"] += [
+            {**each, "line": "scale-setup"} for each in run["samples"] if each["line"] == "setup"
+        ]
+        run["relays"]["fwdrelay-workers-2"] = {"version": "1"}
+        run["samples"] += [
+            {**each, "relay": "fwdrelay-workers-2", "values": {**each["values"], "ns": 5 * 10**8}}
+            for each in run["samples"]
+            if (each["line"], each["relay"]) == ("scale-setup", "fwdrelay-workers-1")
+        ]
+        row = next(row for row in report.scale_table(run).splitlines() if "sessions/s" in row)
+        self.assertEqual(row.split()[-4:], ["1,000", "1,000", "2,000", "2.00"])
+        self.assertIn("shared-nothing scale", report.text(run))
+
+    def test_workers_take_part_in_lines_about_them_only(self) -> None:
+        for relay in relays.RELAYS:
+            about_them = relay.takes_part(lines.BY_NAME["scale-setup"])
+            self.assertEqual(about_them, relay.scales, relay.name)
+            if relay.workers:
+                self.assertFalse(relay.takes_part(lines.BY_NAME["setup"]), relay.name)
 
     def test_nothing_is_left_out_silently(self) -> None:
         run = made_up(fwdrelay_splice=0.3, haproxy=0.7)

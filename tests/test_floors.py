@@ -20,17 +20,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fwdrelay"
 
 FLOORS: Mapping[int, str] = {
     6: "tap",
-    5: "relay parts process demo steering",
+    5: "relay parts process demo steering reloading workers",
     4: "frontend admin ctl",
     3: "session dial handshake admit observe",
     2: "upstream",
     1: "pump wire tls",
-    0: "config interfaces plugins errors address deadlines histogram networks words",
+    0: "config interfaces plugins errors address deadlines histogram ledger networks words",
 }
 """What stands on which floor. A subpackage stands there with all that is in it."""
 
 NEIGHBOURS: Mapping[str, str] = {
-    "relay": "parts process demo steering",
+    "relay": "parts process demo steering reloading",
+    "workers": "relay parts process steering reloading",
     "session": "dial observe",  # a session dials for its client, and tells whoever follows it
     "dial": "handshake observe",
     "tls": "wire",  # what a hello says decides which certificate is shown

@@ -51,6 +51,23 @@ class HistogramTests(SynchronousTestCase):
         histogram.add(3.0)
         self.assertEqual(histogram.counts(), HistogramCounts((), (1,), 3.0))
 
+    def test_two_together(self) -> None:
+        one, other = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
+        for value in (0.5, 1.5, 9.0):
+            one.add(value)
+        for value in (0.5, 3.0):
+            other.add(value)
+        both = one.counts().plus(other.counts())
+        self.assertEqual(both, HistogramCounts((1.0, 2.0), (2, 1, 2), 14.5))
+
+    def test_what_was_counted_by_other_bounds(self) -> None:
+        one, other = Histogram((1.0, 2.0)), Histogram((0.5, 1.5, 2.0, 4.0))
+        for value in (0.1, 1.2, 1.8, 3.0, 5.0):
+            other.add(value)
+        both = one.counts().plus(other.counts())
+        self.assertEqual(both.bounds, (1.0, 2.0))
+        self.assertEqual(both.counts, (1, 2, 2))
+
     @given(st.lists(st.floats(0, 1e6)), st.sampled_from([DIALS, SESSIONS]))
     def test_as_many_are_at_most_a_bound_as_there_are(
         self, values: list[float], bounds: tuple[float, ...]

@@ -81,7 +81,7 @@ class Upstream(Factory):
 
 def port_of(relay: Relay) -> int:
     """Where it listens."""
-    (bound,) = relay._addresses.bound.values()
+    ((bound,),) = relay._addresses.bound.values()
     host: Any = bound.getHost()
     port: int = host.port
     return port

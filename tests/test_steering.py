@@ -86,7 +86,8 @@ class SeeingTests(SteeringTestCase):
         after = (await self.steering.status()).totals
         self.assertEqual(after, evolve(before, sessions=0, bytes_down=7))
         [listener] = (await self.steering.counters()).listeners
-        self.assertEqual(listener.ended, {("p", "done"): 1})
+        self.assertEqual((await self.steering.counters()).totals, after)
+        self.assertEqual((listener.ended, listener.let_in), ({("p", "done"): 1}, 1))
         self.assertEqual((listener.active, listener.seconds.count), (0, 1))
         self.assertEqual((listener.bytes_up, listener.bytes_down), (1, 7))
         [target] = (await self.steering.counters()).targets
@@ -108,6 +109,13 @@ class SeeingTests(SteeringTestCase):
         )
         self.assertIsNotNone(session.idle_ms)
         self.assertIsNotNone(session.dial_ms)
+
+    async def test_which_process_has_it_is_said_where_there_are_several(self) -> None:
+        self.begin()
+        await self.session(self.relay)
+        for steering_, worker in ((self.steering, None), (Steering(self.relay, reactor, 3), 3)):
+            [session] = (await steering_.sessions(SessionsWanted())).sessions
+            self.assertEqual((session.worker, session.kept), (worker, False))
 
     async def test_one_that_is_half_closed(self) -> None:
         self.begin()
@@ -263,6 +271,15 @@ class ActingTests(SteeringTestCase):
             with self.assertRaises(NotThere):
                 await self.steering.end_session(name)
         self.assertEqual(self.relay.active, 1)
+
+    async def test_a_target_that_need_not_be_there(self) -> None:
+        self.begin()
+        name = f"127.0.0.1:{self.target.port}"
+        found = await self.steering.steer_if_there("p", name, "drain", None)
+        assert found is not None
+        self.assertEqual((found.name, found.state), (name, "drain"))
+        self.assertIsNone(await self.steering.steer_if_there("p", "x", "drain", None))
+        self.assertIsNone(await self.steering.steer_if_there("x", name, "drain", None))
 
     async def test_a_target_is_steered(self) -> None:
         self.begin()

@@ -190,10 +190,13 @@ class OptionsTests(TapTestCase):
             *LEAST,
             *("--keepalive", "0", "--user-timeout", "10s", "--access-log", "/var/log/a"),
             *("--nameserver", "192.0.2.1", "--nameserver", "[::1]:5353"),
+            *("--workers", "2", "--survive-crashes"),
         ).relay
         self.assertEqual(
             relay,
             RelayConfig(
+                workers=2,
+                survive_crashes=True,
                 keepalive=0,
                 user_timeout=10,
                 access_log="/var/log/a",
@@ -393,6 +396,7 @@ class RefusedTests(TapTestCase):
             ("--deny", "10.0.0.0/33", "is not a network"),
             ("--access-log-format", "xml", ", ".join(ACCESS_LOG_FORMATS)),
             ("--pump", "bicycle", ", ".join(PUMPS)),
+            ("--workers", "65", "whole number from 0 to 64"),
             ("--accept-proxy", "v2", "off, optional, required"),
             ("--send-proxy", "v3", "off, v1, v2"),
         ):
@@ -411,6 +415,14 @@ class RefusedTests(TapTestCase):
             told = self.refused(*arguments)
             self.assertIn(option, told)
             self.assertIn(words, told)
+
+    def test_crashes_that_nothing_could_survive(self) -> None:
+        for arguments, words in (
+            (("--survive-crashes",), "it needs workers"),
+            (("--survive-crashes", "--workers", "1", "--pump", "buffered"), "it needs a pump"),
+        ):
+            told = self.refused(*LEAST, *arguments)
+            self.assertIn(f"fwdrelay: --survive-crashes: {words}", told)
 
     def test_unknown_options_are_told_what_was_meant(self) -> None:
         for wrong, meant in (
@@ -492,8 +504,11 @@ class FileTests(TapTestCase):
             self.options(
                 *("--access-log", "off", "--access-log-format", "tcplog", "--keepalive", "5s"),
                 *("--user-timeout", "7s", "--nameserver", "192.0.2.1", "--pump", "auto"),
+                *("--workers", "3", "--survive-crashes"),
             ).config.relay,
             RelayConfig(
+                workers=3,
+                survive_crashes=True,
                 pump="auto",  # the default, but given
                 access_log="off",
                 access_log_format="tcplog",
@@ -559,6 +574,8 @@ class FileTests(TapTestCase):
     def test_wrong_options_beside_it(self) -> None:
         self.assertIn("bicycle", self.refused("--config", str(self.path), "--pump", "bicycle"))
         self.assertIn("--config: it is empty", self.refused("--config", ""))
+        (line,) = self.lines("--survive-crashes")
+        self.assertTrue(line.startswith("fwdrelay: --survive-crashes: it needs workers"), line)
 
     def test_all_that_is_wrong_with_it(self) -> None:
         self.path.write_text(

@@ -34,6 +34,10 @@ class Administered(Protocol):
     def state(self) -> str:
         """`starting`, `running` or `draining`."""
 
+    @property
+    def unwell(self) -> str:
+        """Why it is not as it should be, in a sentence; empty: it is."""
+
     async def status(self) -> Status:
         """What it is and what it does."""
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
+from types import UnionType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -58,6 +59,18 @@ class Readiness:
     """@ivar status: `ready` where new clients are welcome."""
 
     status: Literal["ready", "starting", "draining"]
+
+
+@frozen(kw_only=True)
+class Unwell:
+    """
+    New clients are not safe here.
+
+    @ivar why: in a sentence.
+    """
+
+    status: Literal["unwell"]
+    why: str
 
 
 @frozen(kw_only=True)
@@ -129,8 +142,8 @@ class Call:
 
 
 Schema: TypeAlias = Mapping[str, object]
-Told: TypeAlias = type[Any] | str
-"""What an answer is: the class of its JSON, or its content type where that is another."""
+Told: TypeAlias = type[Any] | UnionType | str
+"""What an answer is: the class of its JSON, or one of several, or its content type where that is another."""
 
 
 @frozen
@@ -278,7 +291,9 @@ class Api:
         return shown(Health(status="ok"))
 
     async def _readiness(self, call: Call) -> Answer:
-        state = self._relay.state
+        state, why = self._relay.state, self._relay.unwell
+        if why and state != "draining":
+            return shown(Unwell(status="unwell", why=why), HTTPStatus.SERVICE_UNAVAILABLE)
         if state == "running":
             return shown(Readiness(status="ready"))
         return shown({"status": state}, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -441,7 +456,7 @@ class Api:
                 path="/readyz",
                 text="Whether new clients are welcome; no token is needed.",
                 call=self._readiness,
-                answers={200: Readiness, 503: Readiness},
+                answers={200: Readiness, 503: Readiness | Unwell},
             ),
             get(
                 path="/v1/status",

@@ -15,7 +15,13 @@ from itertools import accumulate
 from typing import Any, TypeAlias, TypeVar
 
 from attrs import frozen
-from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, make_wsgi_app
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    ProcessCollector,
+    make_wsgi_app,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -34,7 +40,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from ..histogram import HistogramCounts
-from ..observe.snapshot import Counters
+from ..observe.snapshot import WORKER_STATES, Counters
 from .administered import Administered
 from .answer import Answer, Refused, head
 
@@ -44,6 +50,8 @@ _Values: TypeAlias = Iterable[tuple[tuple[str, ...], T]]
 
 def families(counters: Counters) -> Iterator[Metric]:
     """
+    What its workers use is read here from `/proc`, so it is for a thread that may wait.
+
     @return: all metrics of the relay's own, with no series twice. None has a `_created` sample: when a
         listener or a target came is nobody's question, and each would cost a series.
     """
@@ -88,6 +96,7 @@ def families(counters: Counters) -> Iterator[Metric]:
         "Lines of the access log that were dropped because nobody took them in time.",
         value=counters.access_log_dropped,
     )
+    yield from _of_workers(counters)
 
 
 def _of_listeners(counters: Counters) -> Iterator[Metric]:
@@ -169,6 +178,71 @@ def _of_targets(counters: Counters) -> Iterator[Metric]:
     )
 
 
+def _of_workers(counters: Counters) -> Iterator[Metric]:
+    workers = counters.workers
+    states = [each.state for each in workers]
+    yield _gauge(
+        "fwdrelay_workers",
+        "Processes that relay for this one, by what they do.",
+        ["state"],
+        (((state,), states.count(state)) for state in (WORKER_STATES if workers else ())),
+    )
+    yield CounterMetricFamily(
+        "fwdrelay_worker_restarts_total",
+        "Workers that were replaced because they had died.",
+        value=counters.worker_restarts,
+    )
+    yield GaugeMetricFamily(
+        "fwdrelay_sessions_kept",
+        "Sessions that are open now and outlive the death of their worker.",
+        value=sum(each.kept for each in workers),
+    )
+    yield CounterMetricFamily(
+        "fwdrelay_registrations_refused_total",
+        "Sessions that should have been kept, for which the supervisor had no descriptors.",
+        value=counters.registrations_refused,
+    )
+    # By number. For a while, an upgrade has two of each: then it is the one that gets new clients.
+    pids = {str(each.worker): each.pid for each in workers if each.pid and each.state == "draining"}
+    pids |= {
+        str(each.worker): each.pid for each in workers if each.pid and each.state != "draining"
+    }
+    used = {worker: _used(pid) for worker, pid in pids.items()}
+    for make, name, told, source in (
+        (
+            _counter,
+            "fwdrelay_worker_cpu_seconds_total",
+            "CPU time that the worker's process has used, in user and system mode.",
+            "process_cpu_seconds_total",
+        ),
+        (
+            _gauge,
+            "fwdrelay_worker_resident_memory_bytes",
+            "Memory of the worker's process that is in RAM.",
+            "process_resident_memory_bytes",
+        ),
+        (
+            _gauge,
+            "fwdrelay_worker_open_fds",
+            "Descriptors that the worker's process has open.",
+            "process_open_fds",
+        ),
+    ):
+        found = {(worker,): of[source] for worker, of in used.items() if source in of}
+        yield make(name, told, ["worker"], found.items())
+
+
+def _used(pid: int) -> dict[str, float]:
+    """
+    @return: what the client library knows of a process, by the names it has for it; nothing where the process is
+        gone or is not ours to look at.
+    """
+    collector = ProcessCollector(pid=lambda: pid, registry=None)
+    return {
+        sample.name: sample.value for family in collector.collect() for sample in family.samples
+    }
+
+
 def _counter(name: str, told: str, labels: Sequence[str], values: _Values[float]) -> Metric:
     family = CounterMetricFamily(name, told, labels=labels)
     for of_labels, value in _each_once(values, operator.add):
@@ -193,16 +267,11 @@ def _histogram(
     name: str, told: str, labels: Sequence[str], values: _Values[HistogramCounts]
 ) -> Metric:
     family = HistogramMetricFamily(name, told, labels=labels)
-    for of_labels, counted in _each_once(values, _both):
+    for of_labels, counted in _each_once(values, HistogramCounts.plus):
         bounds = [*map(floatToGoString, counted.bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(counted.counts), strict=True))
         family.add_metric(of_labels, buckets, counted.total)
     return family
-
-
-def _both(one: HistogramCounts, other: HistogramCounts) -> HistogramCounts:
-    counts = tuple(map(operator.add, one.counts, other.counts))
-    return HistogramCounts(one.bounds, counts, one.total + other.total)
 
 
 def _each_once(

@@ -124,18 +124,35 @@ class AdminUNIXPort(_ReservedPort, UNIXPort):
             self._made.close()  # Twisted does so for TCP only
             raise
 
+    def own(self) -> None:
+        """Its socket was a former program's: its file is removed at the end, as if it had been bound here."""
+        self._inherited = False
+        self._shouldShutdown = True
+
+    def leave(self) -> Any:
+        """As a TCP port's. Its file stays."""
+        self._inherited = True
+        return super().leave()
+
 
 def listen(
-    admin: str, factory: Any, reserve: Reserve, reactor: Any
+    admin: str,
+    factory: Any,
+    reserve: Reserve,
+    reactor: Any,
+    inherited: socket.socket | None = None,
 ) -> AdminTCPPort | AdminUNIXPort:
     """
+    @param inherited: listens there already; it is closed, for the port has one of its own.
     @param admin: `unix:PATH`, `ADDR:PORT` or `[IPV6]:PORT`.
     @param factory: with a `make_room`, which closes a connection that is not needed, if there is one.
     @raise CannotListen: somebody else does already, or it can't be.
     """
     port: AdminTCPPort | AdminUNIXPort
     try:
-        if admin.startswith("unix:"):
+        if inherited is not None:
+            port = _adopt(inherited, factory, reactor)
+        elif admin.startswith("unix:"):
             path = admin.removeprefix("unix:")
             _take_over(path)
             port = AdminUNIXPort(os.fsencode(path), factory, _BACKLOG, UNIX_MODE, reactor)
@@ -144,6 +161,8 @@ def listen(
             port = AdminTCPPort(number, factory, _BACKLOG, host, reactor)
         port.spare = reserve
         port.startListening()
+        if inherited is not None and isinstance(port, AdminUNIXPort):
+            port.own()
     except error.CannotListenError as failed:
         why = getattr(failed.socketError, "strerror", None) or str(failed.socketError)
         raise CannotListen(f"cannot listen on {admin} (admin): {why}") from None
@@ -153,6 +172,19 @@ def listen(
         ) from None
     reserve.hold()
     return port
+
+
+def _adopt(inherited: socket.socket, factory: Any, reactor: Any) -> AdminTCPPort | AdminUNIXPort:
+    with inherited:
+        descriptor, family = inherited.fileno(), inherited.family
+        if family != socket.AF_UNIX:
+            tcp: AdminTCPPort = AdminTCPPort._fromListeningDescriptor(
+                reactor, descriptor, family, factory
+            )
+            tcp.close_for_all()
+            return tcp
+        unix: AdminUNIXPort = AdminUNIXPort._fromListeningDescriptor(reactor, descriptor, factory)
+    return unix
 
 
 def _take_over(path: str) -> None:

@@ -4,6 +4,8 @@ The admin server as the relay knows it: it listens, it stops, it reads its token
 
 from __future__ import annotations
 
+import os
+import socket
 from functools import partial
 from typing import Any
 
@@ -51,10 +53,11 @@ class AdminServer:
         self._site = AdminSite(self._guard, api, self._reserve, reactor)
         self._port: AdminTCPPort | AdminUNIXPort | None = None
 
-    def listen(self) -> None:
+    def listen(self, inherited: socket.socket | None = None) -> None:
         """
         Begin to, and say where.
 
+        @param inherited: what `hand_on` gave; it is closed.
         @raise CannotListen: it can't be done there.
         @raise ConfigErrors: there is to be a token, and there is none in the file.
         """
@@ -62,7 +65,7 @@ class AdminServer:
             self._guard.token = self._read_token()
         except ConfigError as error:
             raise ConfigErrors([error]) from None
-        self._port = listen(self._config.admin, self._site, self._reserve, self._reactor)
+        self._port = listen(self._config.admin, self._site, self._reserve, self._reactor, inherited)
         self.log.info("Metrics, API and dashboard: {where}", where=self.address)
 
     @property
@@ -98,6 +101,19 @@ class AdminServer:
         @return: fires when it is done.
         """
         return Deferred.fromCoroutine(self._stop())
+
+    async def hand_on(self) -> socket.socket:
+        """
+        Stop, but let the socket listen on: whoever asks meanwhile waits until somebody answers there again.
+
+        @return: that socket.
+        """
+        port, self._port = self._port, None
+        assert port is not None
+        kept = socket.socket(fileno=os.dup(port.fileno()))
+        await maybeDeferred(port.leave)
+        await self._stop()
+        return kept
 
     async def _stop(self) -> None:
         port, self._port = self._port, None

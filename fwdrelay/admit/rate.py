@@ -6,7 +6,8 @@ one. It is written as a single number, the *debt*: when, on a clock that ticks o
 fills in, the bucket will be full again (the generic cell rate algorithm in its "virtual scheduling" form,
 ITU-T I.371, annex A). A bucket whose time has come is like one that nobody ever took from, and need not be kept.
 
-Nothing here asks for the time: it is told, in seconds of a clock that may be set back.
+Nothing here asks for the time: it is told, in seconds of a clock that may be set back. What several processes share
+is in a `fwdrelay.ledger`, and goes by its clock, which is not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bisect import bisect_left
 from operator import itemgetter
 
 from ..config import Rate
+from ..ledger import Ledger
 
 MOST_BUCKETS = 1 << 20
 """How many clients' buckets are kept, and so what they may take: 16 bytes for each, and room to grow."""
@@ -141,3 +143,63 @@ class Buckets:
         self._keys[shard] = array("Q", [key for key, _ in kept])
         self._full_at[shard] = array("d", [full for _, full in kept])
         self._sweep_at[shard] = min(max(_FEWEST, 2 * len(kept)), self._most)
+
+
+class SharedBucket:
+    """
+    As `Bucket`, for a listener that several processes serve. One of the same listener and rate is the same
+    bucket, whoever made it.
+
+    @ivar rate: how fast it fills, and how much it holds.
+    """
+
+    __slots__ = ("_interval", "_key", "_room", "_tokens", "rate")
+
+    def __init__(self, rate: Rate, ledger: Ledger, listener: str) -> None:
+        self.rate = rate
+        self._interval, self._room = _spans(rate)
+        self._tokens = ledger.listeners_tokens
+        self._key = ledger.key("rate", listener, _text(rate))
+
+    def take(self, now: float) -> bool:
+        """
+        @return: whether there was a token; it is gone now.
+        """
+        return self._tokens.take(self._key, self._interval, self._room, now)
+
+
+class SharedBuckets:
+    """
+    As `Buckets`, for a listener that several processes serve; see `fwdrelay.ledger.Tokens` for who is forgotten
+    where there are too many.
+
+    @ivar rate: how fast each fills, and how much it holds.
+    """
+
+    __slots__ = ("_interval", "_key", "_room", "_tokens", "rate")
+
+    def __init__(self, rate: Rate, ledger: Ledger, listener: str) -> None:
+        self.rate = rate
+        self._interval, self._room = _spans(rate)
+        self._tokens = ledger.clients_tokens
+        self._key = ledger.keys("rate", listener, _text(rate))
+
+    def take(self, client: bytes, now: float) -> bool:
+        """
+        @param client: what makes it another client than others.
+        @return: whether there was a token; it is gone now.
+        """
+        return self._tokens.take(self._key(client), self._interval, self._room, now)
+
+
+def _spans(rate: Rate) -> tuple[float, float]:
+    """
+    @return: seconds until one more token is there, and how far from full a bucket may be that has one.
+    """
+    interval = rate.seconds / rate.count
+    return interval, (rate.count - 1 + _SLACK) * interval
+
+
+def _text(rate: Rate) -> str:
+    """A rate that is another begins anew, as its buckets have other names."""
+    return f"{rate.count}/{rate.seconds!r}"

@@ -147,6 +147,8 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def _relay(relay: RelayConfig) -> Iterator[Finding]:
+    if relay.survive_crashes:
+        yield from _survival(relay)
     admin, token_file = ("relay", "admin"), ("relay", "admin_token_file")
     if not is_loopback(relay.admin) and not relay.admin_token_file:
         yield Finding(
@@ -156,6 +158,22 @@ def _relay(relay: RelayConfig) -> Iterator[Finding]:
         )
     if relay.admin_token_file and relay.admin == "off":
         yield Finding(token_file, "it goes with admin, which is off", (admin, token_file))
+
+
+def _survival(relay: RelayConfig) -> Iterator[Finding]:
+    place, workers, pump = (("relay", key) for key in ("survive_crashes", "workers", "pump"))
+    if not relay.workers:
+        yield Finding(
+            place,
+            "it needs workers, and there are none: have one of them at least",
+            (place, workers),
+        )
+    if relay.pump == "buffered":
+        yield Finding(
+            place,
+            "it needs a pump that leaves all bytes to the kernel, and pump is buffered: take splice, or auto",
+            (place, pump),
+        )
 
 
 def _listeners(config: Config) -> Iterator[Finding]:

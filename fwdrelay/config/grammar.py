@@ -40,6 +40,7 @@ OWN_DISCOVERIES = ("dns", "srv", "file")
 """The schemes of `discover` that need no plugin."""
 SHORTEST_CHECK = 0.01
 """Seconds: what comes more often than that is no check but a load."""
+MOST_WORKERS = 64
 LONGEST_KEEPALIVE = 32767.0
 LONGEST_USER_TIMEOUT = 2147483.0
 """What tcp(7) takes: seconds in 15 bits, milliseconds in 31."""
@@ -67,6 +68,15 @@ def parse_count(text: str) -> int:
     """
     if not re.fullmatch(r"[0-9]{1,12}", text.strip()):
         raise ValueError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def parse_workers(text: str) -> int:
+    """
+    @return: a number of processes that relay; 0: none but the one that there is anyhow.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or int(text) > MOST_WORKERS:
+        raise ValueError(f"{text!r} is not a whole number from 0 to {MOST_WORKERS}")
     return int(text)
 
 

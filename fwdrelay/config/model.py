@@ -347,6 +347,8 @@ class RelayConfig:
     """
     What holds for the whole process.
 
+    @ivar workers: processes that relay, besides one that supervises them; 0: this one relays.
+    @ivar survive_crashes: whether the supervisor holds sessions, so that a worker's death does not end them.
     @ivar keepalive: silence before TCP probes whether a peer is still there.
     @ivar user_timeout: how long sent data may stay unacknowledged.
     @ivar admin: where metrics, API and dashboard are served: `off`, `unix:PATH`, `ADDR:PORT` or `[IPV6]:PORT`.
@@ -356,6 +358,8 @@ class RelayConfig:
     @ivar nameservers: that discovery asks, as `ADDR:PORT`; empty: those of the system.
     """
 
+    workers: Count = 0
+    survive_crashes: bool = False
     pump: PumpName = "auto"
     admin: str = "off"
     admin_token_file: str = ""

@@ -49,6 +49,7 @@ from .check import (
 from .grammar import (
     LONGEST_KEEPALIVE,
     LONGEST_USER_TIMEOUT,
+    MOST_WORKERS,
     SHORTEST_CHECK,
     parse_address,
     parse_admin,
@@ -156,16 +157,29 @@ def make_config(
     except BaseValidationError as group:
         wrong.extend(_told(group, ()))
         config = _converter.structure(_without(whole, [each.place for each in wrong]), Config)
-    unread = [place for each in wrong for place in each.because]
+    values: dict[str, Any] = dict(overrides or {})
+    config = attrs.evolve(config, relay=attrs.evolve(config.relay, **values))
+    given = {("relay", attribute) for attribute in values}
+    unread = [place for each in wrong for place in each.because if place not in given]
+    of_the_file = list(wrong)
     wrong.extend(found for found in findings(config) if found.holds_without(unread))
     wrong.sort(key=lambda found: _position(tables, found.place))
-    errors = [ConfigError(place_text(found.place), found.problem) for found in wrong]
-    config = _placed(config, folder, overrides or {})
+    errors = [
+        # What the command line says is not to be looked for in the file.
+        ConfigError(_option(each.place), each.problem)
+        if each.place in given and each not in of_the_file
+        else ConfigError(f"{called}: {place_text(each.place)}", each.problem)
+        for each in wrong
+    ]
+    config = _placed(config, folder, values)
     if more is not None:
         spoilt = [*unread, *(found.place for found in wrong)]
-        errors.extend(more(without_tls_at(config, spoilt)))
+        errors.extend(
+            ConfigError(f"{called}: {each.where}", each.problem)
+            for each in more(without_tls_at(config, spoilt))
+        )
     if errors:
-        raise ConfigErrors([ConfigError(f"{called}: {e.where}", e.problem) for e in errors])
+        raise ConfigErrors(errors)
     return config
 
 
@@ -326,6 +340,11 @@ def _steps(wrong: BaseException) -> Place:
     return ()
 
 
+def _option(place: Place) -> str:
+    """The option that has a place in `[relay]`."""
+    return f"--{str(place[-1]).replace('_', '-')}"
+
+
 def _without(tables: Mapping[str, Any], places: list[Place]) -> dict[str, Any]:
     """
     A copy of the tables in which nothing at these places is wrong any more: it is left out, and what
@@ -376,7 +395,7 @@ def _position(tables: Any, place: Place) -> tuple[int, ...]:
         else:
             keys = list(tables)
             position.append(keys.index(step) if step in tables else len(keys))
-            tables = tables.get(step)
+            tables = tables.get(step, {})
     return tuple(position)
 
 
@@ -517,6 +536,7 @@ def _escaped(text: str) -> str:
 
 HOOKS: Mapping[type, Mapping[str, Hook]] = {
     RelayConfig: {
+        "workers": _whole(0, MOST_WORKERS),
         "admin": _text(parse_admin),
         "admin_token_file": _text(parse_file, or_empty=True),
         "access_log": _text(parse_log),

@@ -13,7 +13,14 @@ from typing import Any, Literal, TypeVar, get_origin
 import cattrs
 from attrs import frozen
 
-from ..observe.snapshot import PoolShown, SessionShown, SessionsShown, Status, TargetShown
+from ..observe.snapshot import (
+    PoolShown,
+    SessionShown,
+    SessionsShown,
+    Status,
+    TargetShown,
+    WorkerShown,
+)
 from .api import Document, Event
 from .exits import Strange
 
@@ -29,6 +36,7 @@ __all__ = [
     "Status",
     "Step",
     "TargetShown",
+    "WorkerShown",
     "object_of",
     "sample_of",
     "value_of",

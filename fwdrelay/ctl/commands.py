@@ -143,13 +143,43 @@ def status(asking: Asking) -> None:
     from .answers import PoolsShown, Status, value_of
 
     shown = value_of(document, Status)
+    workers: tuple[drawing.Drawable, ...] = ()
+    if shown.workers:
+        workers = drawing.workers_table(shown.workers), ""
     drawing.show(
         drawing.status_head(shown),
         "",
+        *workers,
         drawing.listeners_table(shown),
         "",
         drawing.pools_in_short(value_of(pools, PoolsShown).pools),
     )
+
+
+@cli.command()
+@asks
+@click.pass_obj
+def workers(asking: Asking) -> None:
+    """
+    The processes that relay, where there are several.
+
+    With --json, an object with the one key "workers" is written.
+    """
+    answer = asking.api().ask("GET", "/v1/status")
+    from .answers import Status, value_of
+
+    if answer.failure():
+        asking.written(answer)
+    shown = value_of(answer.document, Status)
+    if asking.as_json:
+        write_json({"workers": answer.document["workers"]})
+        return
+    from . import drawing
+
+    if shown.workers:
+        drawing.show(drawing.workers_table(shown.workers))
+    else:
+        tell("there are no workers: the relay is one process")
 
 
 @cli.command()

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..config.check import printable
 from ..words import counted
-from .answers import PoolShown, SessionShown, Status, TargetShown
+from .answers import PoolShown, SessionShown, Status, TargetShown, WorkerShown
 from .asking import tell
 from .figures import duration, milliseconds, moment, percent, size
 
@@ -33,6 +33,7 @@ STATES = {
     "drain": "yellow",
     "queued": "yellow",
     "down": "red",
+    "ended": "red",
 }
 """The colours of states."""
 
@@ -209,7 +210,28 @@ def status_head(status: Status) -> Text:
     if status.access_log_dropped:
         lines = counted(status.access_log_dropped, "line")
         text.append(f"\n{lines} of the access log dropped; the relay's log says why", "red")
+    if status.unwell:
+        text.append("\n").append_text(plain(f"unwell: {status.unwell}", "red"))
     return text
+
+
+def workers_table(workers: Iterable[WorkerShown]) -> Rows:
+    """A row for each worker."""
+    drawn = Rows(
+        *(">worker", ">pid", "state", ">sessions", ">kept", ">restarts", "since"),
+        omit=("since", "pid"),
+    )
+    for each in workers:
+        drawn.add(
+            str(each.worker),
+            "-" if each.pid is None else str(each.pid),
+            plain(each.state, STATES.get(each.state, "")),
+            str(each.sessions),
+            str(each.kept),
+            Text(str(each.restarts), "red" if each.restarts else ""),
+            plain(None if each.started is None else moment(each.started)),
+        )
+    return drawn
 
 
 def listeners_table(status: Status) -> Rows:
@@ -297,16 +319,23 @@ def pools_table(pools: Sequence[PoolShown]) -> Rows:
     return drawn
 
 
-def sessions_table(sessions: Iterable[SessionShown]) -> Rows:
-    """A row for each session."""
+def sessions_table(sessions: Sequence[SessionShown]) -> Rows:
+    """A row for each session; that outlives its worker is said by a `+` behind that one's number."""
+    workers = any(each.worker is not None for each in sessions)
+    column = [">worker"] if workers else []
     drawn = Rows(
-        *("session", "listener", "client", "pool", "target", "state"),
+        *("session", *column, "listener", "client", "pool", "target", "state"),
         *(">age", ">idle", ">up", ">down", "sni"),
-        omit=("listener", "sni", "pool", "idle", "state", "age", "up", "down", "target"),
+        omit=(
+            *("listener", "sni", "pool", "idle", "state", "age", "up", "down", "target"),
+            *(["worker"] if workers else []),
+        ),
     )
     for each in sessions:
+        worker = "-" if each.worker is None else f"{each.worker}{'+' if each.kept else ''}"
         drawn.add(
             plain(each.session),
+            *([worker] if workers else []),
             plain(each.listener),
             plain(each.client),
             plain(each.pool),

@@ -7,13 +7,15 @@ in `fwdrelay.frontend.addresses`.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.internet.protocol import ServerFactory
 
 from ..address import address_text, client_host
@@ -22,13 +24,15 @@ from ..config import ListenerConfig, RouteConfig
 from ..deadlines import Deadlines
 from ..dial import Dialer
 from ..interfaces import IAdmission, IPump
+from ..ledger import Ledger
 from ..networks import Networks
 from ..observe.audience import Audience
 from ..observe.events import SessionEnded
 from ..observe.feed import SessionOpened
-from ..session import Policy, Reason, Session, Side
+from ..pump.spliced import SplicedPump
+from ..session import IKeeping, Policy, PortableSession, Reason, Session, Side
 from ..tls import Peer, ServerTLS
-from ..upstream import Pool
+from ..upstream import Pool, former_target
 from ..wire.clienthello import ClientHello
 from ..wire.proxyprotocol import ProxyHeader, TLSFacts, Version, header
 from ..words import counted, some
@@ -131,6 +135,56 @@ class ClientProtocol(Side):
         self._local = self.local  # the socket may be closed when somebody asks
         super().connectionReset(error)
 
+    def introduce(self, portable: PortableSession) -> PortableSession:
+        return evolve(
+            portable,
+            listener=self.factory.name,
+            client=self.address,
+            host=self.host,
+            local=self.local,
+            counted=self.counted,
+            sni=self.server_name,
+            alpn=self.alpn_told,
+        )
+
+
+class AdoptedClient(ClientProtocol):
+    """
+    A client that another process has let in, which has told who it is.
+
+    @param told: by that process.
+    """
+
+    admitted = True
+
+    def __init__(self, told: PortableSession) -> None:
+        self._told = told
+        self._local = told.local
+        self.counted = told.counted
+
+    def connectionMade(self) -> None:
+        """Its session is there already."""
+
+    @property
+    def host(self) -> str | None:  # type: ignore[override]
+        return self._told.host
+
+    @property
+    def address(self) -> str:
+        return self._told.client
+
+    @property
+    def local(self) -> str:
+        return self._told.local
+
+    @property
+    def server_name(self) -> str | None:
+        return self._told.sni
+
+    @property
+    def alpn_told(self) -> str | None:
+        return self._told.alpn
+
 
 class Listener(ServerFactory):
     """
@@ -140,6 +194,8 @@ class Listener(ServerFactory):
     @param totals: where they are counted.
     @param left: called when a session that was let in has ended.
     @param pump: that its clients' transports come from.
+    @param ledger: where limits are counted that hold over several processes; None: there is only this one.
+    @param keeping: sees to it that its sessions outlive this process; None: they don't.
     @ivar sessions: those that are open.
     @ivar refusals: what became of those who may not enter.
     @ivar tls: how TLS is terminated; None: it is not.
@@ -165,6 +221,8 @@ class Listener(ServerFactory):
         totals: Totals,
         left: Callable[[], None],
         all_active: Callable[[], int],
+        ledger: Ledger | None = None,
+        keeping: IKeeping | None = None,
     ) -> None:
         self.name = config.name
         self.sessions: set[Session] = set()
@@ -177,7 +235,8 @@ class Listener(ServerFactory):
         self._dialer = dialer
         self._left = left
         self._all_active = all_active
-        self._admission = Admission(config, admissions, clock.seconds)
+        self._keeping = keeping
+        self._admission = Admission(config, admissions, clock.seconds, ledger)
         self.change(config, pools, admissions, tls)
 
     def change(
@@ -201,7 +260,13 @@ class Listener(ServerFactory):
         self._admission.change(config, admissions)
         self.totals.forget_pools(but=set(pools))
         self._policy = Policy(
-            config.timeouts, self._dialer, self.deadlines, self.clock, self._session_ended
+            config.timeouts,
+            self._dialer,
+            self.deadlines,
+            self.clock,
+            self._session_ended,
+            self._session_moved,
+            self._keeping,
         )
 
     @property
@@ -258,6 +323,40 @@ class Listener(ServerFactory):
             self.follow(session, client)
         return session
 
+    def adopt(
+        self,
+        portable: PortableSession,
+        descriptors: tuple[int, int, int, int],
+        pool: Pool | None,
+    ) -> Session:
+        """
+        Go on with a session that another process relayed; its bytes move in the next turn at the latest.
+
+        @param descriptors: of the client's socket, the target's, and the pipes of the flows up and down; they are
+            the session's, also if this raises an exception.
+        @param pool: of that name; None: there is none any more.
+        @return: the session. It is kept.
+        @raise OSError: the descriptors are not what they should be.
+        """
+        if not isinstance(self.pump, SplicedPump):
+            for each in descriptors:
+                os.close(each)
+            raise OSError(errno.EOPNOTSUPP, "only the splice pump can go on with a session")
+        adoption = self.pump.adopt(descriptors, *portable.origins)
+        client = AdoptedClient(portable)
+        client.factory = self
+        session = Session(self._policy, next(_numbers), client, self.clock.seconds(), pool)
+        if pool is None:
+            session.target = former_target(portable.target, portable.address)
+        else:
+            session.target = pool.place(portable.target, portable.address)
+        self._admission.adopt(client.counted)
+        self.sessions.add(session)
+        session.adopt(adoption, portable, Side())
+        if self._audience.log_interval:
+            self._tell_progress_of(session, client)
+        return session
+
     # Who looks on.
 
     def _would_be_followed(self, client: ClientProtocol) -> bool:
@@ -284,7 +383,7 @@ class Listener(ServerFactory):
         """How many sessions there are, in words."""
         most = self.config.max_sessions
         if most:
-            return f"{self.active} of {most} sessions"
+            return f"{self._admission.taken} of {most} sessions"
         return f"{counted(self.active, 'session')} now"
 
     def _opened(self, session: Session, client: ClientProtocol) -> SessionOpened:
@@ -385,13 +484,25 @@ class Listener(ServerFactory):
             if client.named:
                 self._audience.ended(partial(self._event, session, reason.word, session.code))
         finally:
-            self.sessions.discard(session)
-            if client.progress is not None:
-                self.deadlines.discard(client.progress)
-                client.progress = None
-            if client.admitted:
-                self._admission.leave(client.counted)
-                self._left()
+            self._forget(session, client)
+
+    def _session_moved(self, session: Session) -> None:
+        """
+        It goes on elsewhere, and its bytes are counted there, all of them; nobody is told of an end, and whoever
+        follows its progress is told from there.
+        """
+        client = session.client
+        assert isinstance(client, ClientProtocol)
+        self._forget(session, client)
+
+    def _forget(self, session: Session, client: ClientProtocol) -> None:
+        self.sessions.discard(session)
+        if client.progress is not None:
+            self.deadlines.discard(client.progress)
+            client.progress = None
+        if client.admitted:
+            self._admission.leave(client.counted)
+            self._left()
 
     def _event(self, session: Session, reason: str, code: str) -> SessionEnded:
         client, upstream = session.client, session.upstream
@@ -404,7 +515,7 @@ class Listener(ServerFactory):
             listener=self.name,
             client=client.address,
             local=client.local,
-            pool=None if pool is None else pool.name,
+            pool=session.pool_name,
             target=None if target is None else target.label,
             reason=reason,
             code=code,

@@ -17,7 +17,7 @@ class Totals:
     @ivar ended: those that have ended, by pool (empty: it did not get as far) and reason; refused clients are not
         among them.
     @ivar refused: clients that were not let in, or did not get as far as a pool, by reason.
-    @ivar bytes_up: that clients sent in sessions that have ended.
+    @ivar bytes_up: that clients sent in sessions that have ended, wherever they were relayed before.
     @ivar bytes_down: the same of targets.
     @ivar seconds: how long sessions lasted that are in `ended`.
     """
@@ -35,12 +35,12 @@ class Totals:
 
         @param seconds: since its client was accepted.
         """
-        pool, upstream = session.pool, session.upstream
+        pool = session.pool
         assert session.reason is not None
         self.ended["" if pool is None else pool.name, session.reason] += 1
         self.bytes_up += session.client.received
-        if upstream is not None:
-            self.bytes_down += upstream.received
+        if session.upstream is not None:
+            self.bytes_down += session.upstream.received
         self.seconds.add(seconds)
 
     def add(self, others: Totals) -> None:

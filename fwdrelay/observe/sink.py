@@ -5,10 +5,16 @@ file and the process's standard output. The third is `fwdrelay.observe.journal`.
 Lines are gathered and written once per turn of the reactor. A reader that is slow makes lines wait, up
 to a bound; past it they are dropped and counted, for a relay must not stop because nobody reads its
 log.
+
+Several processes may write to the same place, and each line stays whole. A file that all append to sees to
+that by itself (write(2)); so does a pipe with what it takes at once (pipe(7)), but not with longer lines, and
+a socket may take a part. So there a process that is in the middle of a line holds a record lock (fcntl(2)), which
+the kernel takes back when it dies, and the others wait with theirs.
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import select
@@ -137,6 +143,8 @@ class Sink:
         """Whether more is not taken before the next try."""
         self._begun = False
         """Whether the first of what waits is the rest of a line."""
+        self._locked = False
+        """Whether no other process writes to the same place."""
         self._broken = False
         self._cannot_begin = ""
         self._use(_standard_output() if path is None else self._open(path))
@@ -149,7 +157,9 @@ class Sink:
         self._fd = descriptor
         found = os.fstat(descriptor)
         self._file = found.st_dev, found.st_ino
-        self._at_once = _AT_ONCE_OF_A_FILE if stat.S_ISREG(found.st_mode) else _AT_ONCE
+        self._in_parts = not stat.S_ISREG(found.st_mode)
+        self._at_once = _AT_ONCE if self._in_parts else _AT_ONCE_OF_A_FILE
+        self._locked = False
         self._ready = select.poll()
         self._ready.register(descriptor, select.POLLOUT)
         self._looked = self._reactor.seconds()
@@ -194,6 +204,11 @@ class Sink:
         self._losses.add(self._waiting.count(b"\n"))
         self._waiting.clear()
         self._losses.tell(at_last=True)
+        self._begun = False
+        self._unlock()
+        self._leave()
+
+    def _leave(self) -> None:
         if self._fd != _STDOUT:
             os.close(self._fd)
 
@@ -251,7 +266,7 @@ class Sink:
             rest = self._waiting[: self._waiting.find(b"\n") + 1]
             del self._waiting[: len(rest)]
             self._finish(rest)
-        os.close(self._fd)
+        self._leave()
         self._broken = self._stuck = False
         self._use(opened)
 
@@ -271,8 +286,40 @@ class Sink:
         if not complete:
             self._losses.add()
 
+    def _lock(self) -> bool:
+        """
+        Be the only process that writes, until `_unlock`.
+
+        @return: whether none is in the middle of a line.
+        """
+        if self._in_parts and not self._locked:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True  # nothing of the kind can be had there
+            self._locked = True
+        return True
+
+    def _unlock(self) -> None:
+        """Let others write, unless what they write would cut a line in two."""
+        if self._locked and not self._begun:
+            self._locked = False
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
     def _write_what_is_taken(self, patience: float = 0.0) -> None:
         deadline = time.monotonic() + patience
+        while not self._lock():
+            if time.monotonic() >= deadline:
+                self._stuck = True
+                return
+            time.sleep(FIRST_RETRY)
+        self._write_until(deadline)
+        self._unlock()
+
+    def _write_until(self, deadline: float) -> None:
+        """@param deadline: by `time.monotonic`, for what is not taken at once."""
         try:
             # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
             while self._waiting and self._ready.poll(max(deadline - time.monotonic(), 0) * 1000):
@@ -309,9 +356,17 @@ class PatientOutput(io.TextIOBase):
 
     def __init__(self) -> None:
         self._fd = _standard_output()
+        self._own = self._fd != _STDOUT
         self._ready = select.poll()
         self._ready.register(self._fd, select.POLLOUT)
         self._cut = False
+
+    def close(self) -> None:
+        """Leave standard output as it was."""
+        if not self.closed:
+            super().close()
+            if self._own:
+                os.close(self._fd)
 
     def write(self, text: str) -> int:
         """Write as much of `text` as is taken at once."""
@@ -320,7 +375,9 @@ class PatientOutput(io.TextIOBase):
             data = b"\n" + data
         try:
             while data and any(event & select.POLLOUT for _, event in self._ready.poll(0)):
-                written = os.write(self._fd, data[:_AT_ONCE])
+                # Whole lines, for other processes may write here, too.
+                end = data.rfind(b"\n", 0, _AT_ONCE) + 1
+                written = os.write(self._fd, data[: end or _AT_ONCE])
                 self._cut = data[written - 1 : written] != b"\n"
                 data = data[written:]
         except OSError:
@@ -333,15 +390,17 @@ class PatientOutput(io.TextIOBase):
 def _standard_output() -> int:
     """
     A terminal is opened anew: it polls as writable with room for a single byte, and a write of more than that
-    would wait for whoever has stopped it. For a descriptor that others have, too, O_NONBLOCK would be theirs
-    as well.
+    would wait for whoever has stopped it. So is a pipe: another process may have filled it since it was polled. For
+    a descriptor that others have, too, O_NONBLOCK would be theirs as well.
     """
+    flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         if os.isatty(_STDOUT):
-            flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
             return os.open(os.ttyname(_STDOUT), flags)
+        if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
+            return os.open(f"/proc/self/fd/{_STDOUT}", flags)
     except OSError:
-        pass  # somebody else's terminal
+        pass  # somebody else's; or nobody reads that pipe
     return _STDOUT
 
 

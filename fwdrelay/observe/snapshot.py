@@ -68,6 +68,9 @@ class Totals:
     bytes_down: int
 
 
+NO_TOTALS = Totals(sessions=0, sessions_total=0, rejected_total=0, bytes_up=0, bytes_down=0)
+
+
 @frozen(kw_only=True)
 class Reloads:
     """
@@ -82,12 +85,40 @@ class Reloads:
     last_result: Literal["success", "failure"] | None
 
 
+WorkerState: TypeAlias = Literal["starting", "running", "draining", "ended"]
+WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+
+
+@frozen(kw_only=True)
+class WorkerShown:
+    """
+    A process that relays for the one that supervises it.
+
+    @ivar worker: its number, from 1; the one that replaces it has the same.
+    @ivar pid: None while there is none: it is started soon.
+    @ivar state: `draining` when it relays what is open and accepts nobody; `ended` when it is to be replaced.
+    @ivar started: when its process was; None: see `pid`.
+    @ivar restarts: how often it was replaced because it had died, since the start.
+    @ivar sessions: that are open in it.
+    @ivar kept: those of them that outlive it.
+    """
+
+    worker: int
+    pid: int | None
+    state: WorkerState
+    started: str | None
+    restarts: int
+    sessions: int
+    kept: int
+
+
 @frozen(kw_only=True)
 class Status:
     """
     @ivar uptime: seconds.
-    @ivar workers: processes that relay besides this one.
+    @ivar workers: processes that relay for this one; empty: it does so itself.
     @ivar access_log_dropped: lines that nobody took in time.
+    @ivar unwell: why it is not as it should be, in a sentence; empty: it is.
     """
 
     version: str
@@ -95,11 +126,12 @@ class Status:
     state: RelayState
     started: str
     uptime: float
-    workers: tuple[object, ...]
+    workers: tuple[WorkerShown, ...]
     listeners: tuple[ListenerShown, ...]
     totals: Totals
     reloads: Reloads
     access_log_dropped: int
+    unwell: str = ""
 
 
 @frozen(kw_only=True)
@@ -110,6 +142,8 @@ class SessionShown:
     @ivar state: `opening`, `queued`, `dialing`, `relaying` or `half-closed`.
     @ivar started: when its client was accepted.
     @ivar idle_ms: since the last byte from either side; None: there was none yet.
+    @ivar worker: the number of the process that relays it; None: there are no workers.
+    @ivar kept: whether it outlives that process.
     """
 
     session: str
@@ -130,6 +164,8 @@ class SessionShown:
     alpn: str | None
     tls: str | None
     identity: str | None
+    worker: int | None = None
+    kept: bool = False
 
 
 @frozen(kw_only=True)
@@ -213,10 +249,14 @@ class PoolShown:
 class ListenerCounters:
     """
     @ivar active: sessions that are open.
+    @ivar let_in: sessions that were let in, those that are open among them.
     @ivar ended: sessions that have ended, by pool (empty: it never got to one) and reason; refused clients
         are among them.
     @ivar seconds: how long sessions lasted that were let in.
     @ivar rejected: refused clients, by reason.
+    @ivar kept_up: those of `bytes_up` that are of open sessions which outlive their worker: whoever goes on with
+        them counts these, too.
+    @ivar kept_down: the same of `bytes_down`.
     """
 
     listener: str
@@ -226,6 +266,9 @@ class ListenerCounters:
     bytes_down: int
     seconds: HistogramCounts
     rejected: Mapping[str, int]
+    let_in: int = 0
+    kept_up: int = 0
+    kept_down: int = 0
 
 
 @frozen(kw_only=True)
@@ -253,6 +296,10 @@ class Counters:
     @ivar certificate_expiries: seconds since the epoch, by file.
     @ivar reloads: by result, `success` and `failure`.
     @ivar last_reload_failed: whether the last one did.
+    @ivar totals: of all listeners, those that were there since the start among them.
+    @ivar workers: processes that relay for this one.
+    @ivar worker_restarts: how often one was replaced because it had died.
+    @ivar registrations_refused: sessions that should have been kept, for which there were no descriptors.
     """
 
     version: str
@@ -264,6 +311,10 @@ class Counters:
     access_log_dropped: int
     draining: bool
     last_reload_failed: bool = False
+    totals: Totals = NO_TOTALS
+    workers: tuple[WorkerShown, ...] = ()
+    worker_restarts: int = 0
+    registrations_refused: int = 0
 
 
 @frozen

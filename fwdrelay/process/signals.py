@@ -20,7 +20,7 @@ from twisted.logger import Logger
 
 
 class Steered(Protocol):
-    """What the signals act on: a `fwdrelay.relay.Relay`."""
+    """What the signals act on: a `fwdrelay.relay.Relay`, or the supervisor of several."""
 
     def cut_all(self) -> None:
         """End every session now."""
@@ -30,6 +30,9 @@ class Steered(Protocol):
 
     def reopen_logs(self) -> None:
         """Open the access log anew."""
+
+    def upgrade(self) -> object:
+        """Go on with the code and the configuration that there are now."""
 
 
 class Signals(Service):
@@ -54,6 +57,7 @@ class Signals(Service):
             signal.SIGINT: self._stop,
             signal.SIGHUP: self._reload,
             signal.SIGUSR1: self._reopen,
+            signal.SIGUSR2: self._upgrade,
         }
 
     def startService(self) -> None:
@@ -85,6 +89,8 @@ class Signals(Service):
         self._rotates = before if callable(before) else None
         for number in self._acts:
             signal.signal(number, self._received)
+        # Who was renewed in place had them wait.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._acts, signal.SIGCHLD})
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1 and self._rotates is not None:
@@ -112,3 +118,7 @@ class Signals(Service):
     def _reopen(self, name: str) -> None:
         self.log.info("{name}: opening the access log anew.", name=name)
         self._relay.reopen_logs()
+
+    def _upgrade(self, name: str) -> None:
+        self.log.info("{name}: upgrading in place.", name=name)
+        self._relay.upgrade()

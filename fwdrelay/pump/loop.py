@@ -116,6 +116,22 @@ class Loop:
         can be taken for one of a successor with the same number.
         """
         del self._table[fd]
+        self._close(sock)
+
+    def close_shared(self, fd: int, sock: Any) -> None:
+        """
+        As `close`, of a socket that another process may hold, too. epoll watches what is open, not
+        descriptors (epoll(7)): left to close(2), it would tell of it as long as that process lives, under a
+        number that is somebody else's by then.
+
+        @param fd: may be one that is not served yet.
+        """
+        if self._table.pop(fd, None) is not None:
+            assert self._epoll is not None
+            self._epoll.unregister(fd)
+        self._close(sock)
+
+    def _close(self, sock: Any) -> None:
         if self._serving:
             self._closing.append(sock)
         else:

@@ -89,11 +89,17 @@ class _PatientPort(tcp.Port):
             except OSError as error:
                 if error.errno in _OF_ONE_CONNECTION:
                     continue
+                if error.errno == errno.EINVAL and not self._listens():
+                    self.stopReading()  # who shares the socket has shut it down, and is about to tell
+                    return
                 if error.errno in _OF_THE_MACHINE:
                     self._accept_later(error)
                     return
                 raise
             self._pause = FIRST_PAUSE
+
+    def _listens(self) -> bool:
+        return bool(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
     def _accept(self) -> None:
         """
@@ -169,6 +175,25 @@ class _PatientPort(tcp.Port):
 
     stopListening = loseConnection
 
+    def close_for_all(self) -> None:
+        """
+        Its socket was inherited from our own supervisor, and is nobody else's: at the end it is shut down,
+        as one that was bound here, so that nobody is let in who would be reset then.
+        """
+        self._shouldShutdown = True
+
+    def leave(self) -> Any:
+        """
+        Stop listening at once, for others go on with the same socket: who waits in its queue is theirs.
+
+        @return: as `stopListening`.
+        """
+        self._shouldShutdown = False
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        return super().loseConnection(_DONE)
+
 
 class TCPPort(_PatientPort):
     """A listening TCP socket. One bound to `::` takes IPv4 too, whatever `net.ipv6.bindv6only` is."""
@@ -210,10 +235,20 @@ class UNIXPort(_PatientPort, unix.Port):
             super().__init__(path, factory, backlog, mode, reactor, wantPID)
 
     def startListening(self) -> None:
+        inherited = self._preexistingSocket
+        self._inherited = inherited is not None
+        if inherited is None:
+            super().startListening()
+            return
+        # As Twisted's, which would give its file another mode; that is its owner's to say, as is how many may wait.
         # Its owner's socket stays open for who comes next; Twisted sees to that for TCP only.
-        self._inherited = self._preexistingSocket is not None
-        self._shouldShutdown = not self._inherited
-        super().startListening()
+        self._preexistingSocket = None
+        self._shouldShutdown = False
+        self.factory.doStart()  # type: ignore[union-attr]
+        self.connected = True
+        self.socket = inherited
+        self.fileno = inherited.fileno  # type: ignore[method-assign]
+        self.startReading()
 
     def connectionLost(self, reason: Failure) -> None:
         if self._inherited:

@@ -8,10 +8,12 @@ them: no timer for a dial, no log line for a factory, an address made only when 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import address, error
@@ -29,10 +31,11 @@ from ..deadlines import Deadlines
 from ..interfaces import IPump
 from .loop import EDGE, READ, Later, Loop
 from .options import leave_port_open, set_options
-from .pipes import Pipes
+from .pipes import OwnPipe, Pipes
 from .port import ListeningPump, TCPPort, UNIXPort, _PatientPort
 from .secure import refuse_tls
 from .stream import Stream
+from .tcp_info import FlowOrigin, TCPLook, look
 from .tls_stream import Handshakes, TLSStream
 
 _STREAM = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
@@ -235,6 +238,136 @@ def _connect_error(number: int) -> Exception:
     return failed
 
 
+class Adoption:
+    """
+    Two streams whose flows another process has kept until now.
+
+    @param descriptors: of both sockets, and of the pipes of the flows up and down; they are its own.
+    @param up: the origin of the flow from the first socket to the second; None: nothing is known.
+    @param down: of the one back.
+    @raise OSError: they are not what they should be, and are closed.
+    @ivar client: the stream of the first socket.
+    @ivar upstream: of the second.
+    @ivar passed_up: how many bytes the flow up has carried so far; None: nobody knows.
+    @ivar passed_down: the same of the flow down.
+    """
+
+    def __init__(
+        self,
+        pump: SplicedPump,
+        descriptors: tuple[int, int, int, int],
+        up: FlowOrigin | None,
+        down: FlowOrigin | None,
+    ) -> None:
+        self._loop = pump.loop
+        self._pipes: list[OwnPipe] = []
+        left = list(descriptors)
+        sockets: list[socket.SocketType] = []
+        try:
+            for _ in range(2):
+                sockets.append(_plain_socket(left[0]))
+                del left[0]
+            for _ in range(2):
+                self._pipes.append(OwnPipe.adopt(left[0]))
+                del left[0]
+            peers = [_peer(each) for each in sockets]
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            for pipe in self._pipes:
+                pipe.close()
+            for fd in left:
+                os.close(fd)
+            raise
+        self.client, self.upstream = (
+            Stream(pump.loop, pump.pipes, sock, sock.fileno(), None, peer)
+            for sock, peer in zip(sockets, peers, strict=True)
+        )
+        looks = [look(each) for each in sockets]
+        self.passed_up, client_ended = _so_far(up, looks[0], looks[1], self._pipes[0].held)
+        self.passed_down, upstream_ended = _so_far(down, looks[1], looks[0], self._pipes[1].held)
+        self._over = [
+            (stream, ended)
+            for stream, ended, seen in zip(
+                (self.client, self.upstream), (client_ended, upstream_ended), looks, strict=True
+            )
+            if seen is not None and seen.closed
+        ]
+
+    def begin(
+        self,
+        client: Any,
+        upstream: Any,
+        received: tuple[int, int],
+        in_the_way: Callable[[], object],
+    ) -> None:
+        """
+        Connect both to their protocols and with each other; their flows go on soon, after what is at hand.
+
+        @param received: how many bytes were read from each.
+        @param in_the_way: see `Stream.keep`.
+        """
+        pairs = (self.client, self.upstream), (self.upstream, self.client)
+        for (stream, other), protocol in zip(pairs, (client, upstream), strict=True):
+            stream.protocol = protocol
+            stream.registerProducer(other, True)
+        up, down = self._pipes
+        self.client.adopt(down, received[0], in_the_way)
+        self.upstream.adopt(up, received[1], in_the_way)
+        client.makeConnection(self.client)
+        upstream.makeConnection(self.upstream)
+        self._loop.later(self)
+
+    def go_on(self) -> None:
+        """What has happened is told before the loop tells what it sees of it."""
+        streams = self.client, self.upstream
+        for stream in streams:
+            stream.serve()
+        for stream, ended in self._over:
+            stream.tell_end(ended)
+        for stream in streams:
+            stream.drive()
+
+    def ready(self, events: int) -> None:
+        """Never: it has no descriptor."""
+
+    def failed(self) -> None:
+        """An exception, not of a peer's making."""
+        self.client.abortConnection()
+        self.upstream.abortConnection()
+
+
+def _so_far(
+    origin: FlowOrigin | None, source: TCPLook | None, sink: TCPLook | None, held: int
+) -> tuple[int | None, bool | None]:
+    """
+    @return: how many bytes a flow has carried, and whether its source has ended, as far as can be known.
+    """
+    if origin is None or source is None or sink is None:
+        return None, None
+    return origin.passed(source, sink, held), origin.fin_came(source, sink, held)
+
+
+def _plain_socket(fd: int) -> socket.SocketType:
+    """
+    @raise OSError: it is no connection; `fd` stays as it is.
+    """
+    found = socket.socket(fileno=fd)
+    kind = int(found.family), int(found.type), found.proto
+    found.detach()
+    if kind[1] != socket.SOCK_STREAM:
+        raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE))
+    os.set_blocking(fd, False)
+    return socket.SocketType(*kind, fd)
+
+
+def _peer(sock: socket.SocketType) -> Any:
+    """As getpeername(2) has it; of one whose connection is over, nowhere."""
+    with contextlib.suppress(OSError):
+        return sock.getpeername()
+    return "" if sock.family == socket.AF_UNIX else ("", 0)
+
+
 @implementer(IPump)
 class SplicedPump(ListeningPump):
     """
@@ -276,6 +409,17 @@ class SplicedPump(ListeningPump):
     def start_tls(self, stream: Any, connection: Any) -> TLSStream:
         refuse_tls(stream, stream.fd >= 0)
         return TLSStream(self.loop, self.pipes, self._handshakes, stream, connection)
+
+    def adopt(
+        self,
+        descriptors: tuple[int, int, int, int],
+        up: FlowOrigin | None,
+        down: FlowOrigin | None,
+    ) -> Adoption:
+        """
+        @return: two streams of sockets that another process has relayed between; see `Adoption`.
+        """
+        return Adoption(self, descriptors, up, down)
 
     def stop(self) -> None:
         """Give back what is kept for use: no stream is left."""

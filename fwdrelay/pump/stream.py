@@ -10,13 +10,16 @@ protocol again.
 What waits to be written belongs to the stream it is written to: a remainder in memory, or what a pipe
 holds. While there is any, the stream is *blocked* and its producer isn't read, so what a flow holds is
 bounded by one pipe or one buffer.
+
+A flow may be *kept*: then its bytes go through a pipe of its own, and never through this process's memory.
+So at any instant each of them is in a socket or in that pipe, and whoever holds these can go on with it,
+here or elsewhere, whatever becomes of this process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -34,7 +37,8 @@ from zope.interface import implementer
 from ..interfaces import IStream
 from .linger import linger
 from .loop import EDGE, READ, Loop
-from .pipes import Pipe, Pipes
+from .pipes import OwnPipe, Pipe, Pipes
+from .tcp_info import queued
 
 _SIZE = 1 << 16
 _BUFFER = bytearray(_SIZE)
@@ -47,7 +51,9 @@ _TURN = 1 << 20
 _CALM = 1 << 14
 _FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 _RESET = struct.pack("ii", 1, 0)
-_INT = struct.Struct("i")
+_NO_LINGER = struct.pack("ii", 0, 0)
+# <linux/sockios.h>; see sockatmark(3), which Python has not.
+_SIOCATMARK = 0x8905
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _STOPS_READS = _GONE | select.EPOLLPRI
 _DONE = Failure(main.CONNECTION_DONE)
@@ -70,7 +76,8 @@ class Stream:
     @ivar urgent: there was urgent data, which splice(2) stops at as if nothing came after it.
     @ivar reset: what broke the connection.
     @ivar pending: bytes that wait to be written, after those in `pipe`.
-    @ivar pipe: the pipe on loan to the flow into this stream.
+    @ivar pipe: the pipe on loan to the flow into this stream, or that flow's own.
+    @ivar shared: another process may hold the socket, too: closing it here says nothing to the peer.
     @ivar blocked: the socket takes no more; `pending` or `pipe` hold something.
     @ivar watched: writability is watched for, too.
     @cvar takes_splices: whether bytes can get to the peer without passing through this process.
@@ -105,6 +112,7 @@ class Stream:
         "protocol",
         "received",
         "reset",
+        "shared",
         "sink",
         "socket",
         "unread",
@@ -131,7 +139,7 @@ class Stream:
         self.unread = self.ended = self.paused = self.urgent = self.at_end = False
         self._peeking: tuple[int, Callable[[bytes, bool], object]] | None = None
         self.hung = sock.family == socket.AF_UNIX
-        self.blocked = self.watched = False
+        self.blocked = self.watched = self.shared = False
         self._bulk = self._queued = False
         self._streaming = self._producer_paused = False
         self._finishing = self._finished = self._disconnecting = False
@@ -234,6 +242,9 @@ class Stream:
             if pipe is None:  # then with the buffer, one fill a turn
                 self._read_on()
                 return
+        elif pipe.kept:
+            self._splice_only(sink, pipe)
+            return
         moved = 0
         for _ in range(_ROUNDS):
             try:
@@ -266,6 +277,55 @@ class Stream:
             if moved >= _TURN:
                 break
         self._go_on_later()
+
+    def _splice_only(self, sink: Stream, pipe: Pipe) -> None:
+        """`pull` for a kept flow, whose pipe is empty: as `_splice`, but never in another way."""
+        moved = 0
+        for _ in range(_ROUNDS):
+            try:
+                count = os.splice(self.fd, pipe.write_end, _SPLICED_AT_ONCE, flags=_FLAGS)
+            except BlockingIOError:
+                if self.urgent:  # it may be what is in the way
+                    self._give_up_keeping(pipe)
+                    return
+                self.unread = False
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            if not count:
+                self._find_end(pipe)
+                return
+            moved += count
+            self.received += count
+            self.heard = self._loop.now
+            pipe.held = count
+            if not sink._drain_pipe():
+                if sink.reset is not None:
+                    self._go_on_later()
+                return
+            if moved >= _TURN:
+                break
+        self._go_on_later()
+
+    def _find_end(self, pipe: Pipe) -> None:
+        """A splice brought nothing: it is the end, or there is something that splices stop at."""
+        try:
+            at_end = not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            at_end = False
+        except OSError as error:
+            self._lost(error)
+            return
+        if at_end:
+            self._end()
+        else:
+            self._give_up_keeping(pipe)
+
+    def _give_up_keeping(self, pipe: Pipe) -> None:
+        assert isinstance(pipe, OwnPipe)
+        pipe.in_the_way()
+        self._read_on()
 
     def _read_on(self) -> None:
         """Splicing doesn't do just now; reading will."""
@@ -367,11 +427,25 @@ class Stream:
 
     def _close(self, reason: Failure) -> None:
         fd, self.fd = self.fd, -1
-        self._loop.close(fd, self.socket)
+        if self.shared:
+            if reason is _DONE:
+                self._say_end()
+            self._loop.close_shared(fd, self.socket)
+        else:
+            self._loop.close(fd, self.socket)
         self._closed(reason)
+
+    def _say_end(self) -> None:
+        """What close(2) would say, if this socket were nobody else's."""
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        with contextlib.suppress(OSError):  # the peer is gone
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def _closed(self, reason: Failure) -> None:
         self._peeking = None
+        if isinstance(self.pipe, OwnPipe):
+            self.pipe.kept = False
         self._drop_outgoing()
         producer = self.producer
         self.unregisterProducer()
@@ -413,14 +487,23 @@ class Stream:
         return True
 
     def _give_pipe_back(self) -> None:
-        pipe, self.pipe = self.pipe, None
-        if pipe is not None:
-            self._pipes.give_back(pipe)
+        pipe = self.pipe
+        if pipe is None:
+            return
+        if pipe.kept:
+            assert isinstance(pipe, OwnPipe)
+            pipe.shrink()
+            return
+        self.pipe = None
+        self._pipes.give_back(pipe)
 
     def _flush(self) -> None:
         """The socket takes bytes again: first those in the pipe, then the pending ones."""
-        if self.pipe is not None and self.pipe.held and not self._drain_pipe():
-            return
+        if self.pipe is not None:
+            if self.pipe.held and not self._drain_pipe():
+                return
+            if self.pipe.kept:
+                self._give_pipe_back()
         if self.pending is not None:
             try:
                 sent = self.socket.send(self.pending)
@@ -557,8 +640,7 @@ class Stream:
         """See `IStream`."""
         if self.fd < 0:
             return 0
-        answer: int = _INT.unpack(fcntl.ioctl(self.fd, termios.FIONREAD, b"\0\0\0\0"))[0]
-        return answer
+        return queued(self.fd, termios.FIONREAD)
 
     def unsent_here(self) -> int:
         return len(self.pending or b"") + (self.pipe.held if self.pipe is not None else 0)
@@ -569,8 +651,7 @@ class Stream:
         ours = self.unsent_here()
         if self.socket.family == socket.AF_UNIX:  # what left is in the peer's own queue
             return ours
-        answer: int = _INT.unpack(fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
-        return ours + answer
+        return ours + queued(self.fd, termios.TIOCOUTQ)
 
     def getHost(self) -> Any:
         return _address(self.socket.family, self.socket.getsockname())
@@ -600,6 +681,134 @@ class Stream:
     def secured(self) -> Any:
         """See `IStream`."""
         return None
+
+    # What is kept.
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether it is one whose flows might be, as far as this stream goes."""
+        return (
+            type(self) is Stream
+            and self.fd >= 0
+            and self.reset is None
+            and self._peeking is None
+            and not self._disconnecting
+            and (self.producer is None or isinstance(self.producer, Stream))
+        )
+
+    def keep(self, in_the_way: Callable[[], object]) -> OwnPipe | None:
+        """
+        Keep the flow into this stream from now on; what it holds is in its own pipe then.
+
+        @param in_the_way: called when that turns out to be impossible any longer, before the flow goes on;
+            `unkeep` is to be called then.
+        @return: that pipe; None: it can't be just now, and is as it was.
+        """
+        source = self.producer
+        if source is not None and source.urgent:
+            if source.unread or source._at_mark():
+                return None
+            source.urgent = False  # read until there was nothing more
+        try:
+            pipe = self._own_pipe()
+        except OSError:
+            return None
+        if self.pending is not None:
+            pipe.take(self.pending)
+            if self.pending:
+                return None
+            self.pending = None
+        pipe.kept = True
+        pipe.in_the_way = in_the_way
+        self.shared = True
+        if source is not None:
+            source._bulk = True
+        return pipe
+
+    def _at_mark(self) -> bool:
+        """Whether urgent data is what comes next; it is passed over when something comes after it."""
+        return bool(queued(self.fd, _SIOCATMARK))
+
+    def _own_pipe(self) -> OwnPipe:
+        """
+        @raise OSError: nothing has changed.
+        """
+        pipe = self.pipe
+        if isinstance(pipe, OwnPipe):
+            return pipe
+        if pipe is not None and pipe.held:
+            own = OwnPipe.of(pipe)
+        else:
+            own = OwnPipe.new()
+            self._give_pipe_back()
+        self.pipe = own
+        return own
+
+    def unkeep(self) -> None:
+        """Move the flow into this stream in the ordinary way again."""
+        pipe = self.pipe
+        if isinstance(pipe, OwnPipe):
+            pipe.kept = False
+            if not self.blocked:
+                self._give_pipe_back()
+
+    def detach(self) -> None:
+        """
+        Forget the connection, of which nobody is told anything: another process holds its socket and goes on
+        with it. Its protocol hears nothing any more.
+        """
+        if self.fd < 0:
+            return
+        fd, self.fd = self.fd, -1
+        self._loop.close_shared(fd, self.socket)
+        pipe, self.pipe = self.pipe, None
+        if pipe is not None:
+            pipe.close()
+        self.sink = self.producer = self.protocol = self.pending = None
+        self.blocked = False
+
+    def adopt(self, pipe: OwnPipe, received: int, in_the_way: Callable[[], object]) -> None:
+        """
+        Be one whose flows another process has kept until now. Its producer is registered, if it is to have one,
+        and it is not in the loop's table yet; see `drive`.
+
+        @param pipe: of the flow into this stream.
+        @param received: bytes read from the peer so far.
+        """
+        pipe.kept = True
+        pipe.in_the_way = in_the_way
+        self.pipe = pipe
+        self.received = received
+        self.blocked = pipe.held > 0
+        self.shared = self.unread = True
+        self.producer._bulk = True
+
+    def serve(self) -> None:
+        """Have the loop serve it, in a new table: for whoever has been adopted."""
+        if self.fd >= 0:
+            self.watched = True
+            self._loop.add(self.fd, self, READ | select.EPOLLOUT | EDGE)
+
+    def tell_end(self, ended: bool | None) -> None:
+        """
+        The connection is over. Why, the socket tells once, and perhaps it was told to somebody else.
+
+        @param ended: whether the peer has said its end; None: nobody knows.
+        """
+        if self.fd < 0:
+            return
+        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not number and ended is False:
+            number = errno.ECONNRESET
+        if number:
+            self.broken(OSError(number, os.strerror(number)))
+
+    def drive(self) -> None:
+        """Move on what there is, without waiting to be told of it."""
+        if self.fd >= 0 and self.blocked:
+            self._flush()
+        if self.fd >= 0 and self.unread and not (self.paused or self.ended):
+            self.pull()
 
     # IPushProducer.
 

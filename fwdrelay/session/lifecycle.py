@@ -2,7 +2,8 @@
 A session's life, as a table: the states, what moves a session from one to the next, and the reasons
 for which it ends. Everything that decides which transition is legal is in this file; no I/O is.
 
-Each session reaches `State.CLOSED` exactly once, with exactly one `Reason`.
+Each session reaches `State.CLOSED` exactly once, with exactly one `Reason`; one that moved to another process is
+closed in this one, without any.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Input(Enum):
     DELIVERED = "all that can be delivered is"
     TIMED_OUT = "too long without a byte, or too long at all"
     CUT = "the operator wants it gone, or a defect of ours leaves no other way"
+    MOVED = "another process goes on with it"
 
     __hash__ = object.__hash__
 
@@ -71,11 +73,13 @@ TABLE: dict[tuple[State, Input], State] = {
     (State.RELAYING, Input.SIDE_RESET): State.HALF_CLOSED,
     (State.RELAYING, Input.TIMED_OUT): State.CLOSED,
     (State.RELAYING, Input.CUT): State.CLOSED,
+    (State.RELAYING, Input.MOVED): State.CLOSED,
     (State.HALF_CLOSED, Input.SIDE_ENDED): State.HALF_CLOSED,
     (State.HALF_CLOSED, Input.SIDE_RESET): State.HALF_CLOSED,
     (State.HALF_CLOSED, Input.DELIVERED): State.CLOSED,
     (State.HALF_CLOSED, Input.TIMED_OUT): State.CLOSED,
     (State.HALF_CLOSED, Input.CUT): State.CLOSED,
+    (State.HALF_CLOSED, Input.MOVED): State.CLOSED,
 }
 
 

@@ -5,18 +5,24 @@ The story, read from the top: `Session.open` waits until the client has said whe
 `Session.begin` elects a target, or waits for one; `Session._dial` opens the
 connection to it; `Session._dialed` wires the two transports;
 the sides report ends and resets; `Session._close` is the one way out. Bytes don't pass through here.
+
+A session whose flows are *kept* (see `fwdrelay.pump.stream`) is all in its descriptors, and what a
+`PortableSession` says. It may leave this process by `Session.detach`, and come into another one by `Session.adopt`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -26,9 +32,13 @@ from ..deadlines import Deadlines
 from ..dial import AllFailed, Dialed, Dialer
 from ..observe.trace import Trace
 from ..pump.secure import Truncated
+from ..pump.spliced import Adoption
+from ..pump.stream import Stream
+from ..pump.tcp_info import FlowOrigin, look
 from ..upstream import Pool, Target
 from ..words import counted
 from .lifecycle import Input, Reason, State, after, code
+from .portable import PortableSession
 from .side import Side, UpstreamSide
 
 _REASON_OF_CAUSE = {
@@ -38,12 +48,33 @@ _REASON_OF_CAUSE = {
 # What makes a session's name unique among the relay processes of a machine.
 _RUN = f"{int(time.time()):x}-{os.getpid():x}"
 _BEFORE_RELAYING = (State.OPENING, State.QUEUED, State.DIALING)
+_WHILE_RELAYING = (State.RELAYING, State.HALF_CLOSED)
 # How often to look whether a peer has acknowledged everything: the first and the longest wait.
 _FIRST_LOOK = 0.005
 _LONGEST_LOOK = 0.5
 # How often to look whether the first bytes of a session that is followed have come: as the two above.
 _FIRST_BYTES_LOOK = 0.01
 _LONGEST_FIRST_BYTES_LOOK = 1.0
+# SO_LINGER, socket(7): what the last close of a socket says by itself.
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+_END_AT_CLOSE = struct.pack("ii", 0, 0)
+
+
+class IKeeping(Protocol):
+    """Sees to it that sessions outlive this process; see `Session.keep`."""
+
+    def relaying(self, session: Session) -> None:
+        """`session` has just begun to relay; or it goes on in the ordinary way, after `ended`."""
+
+    def ended(self, session: Session) -> None:
+        """
+        A session that was kept isn't any more: it is over, and all was said to its peers that is to be said. Or it is
+        still open but can't be kept for the time being, and by the end of this turn nobody may take it over.
+        """
+
+
+def _nobody(session: Session) -> None:
+    """Wants to know."""
 
 
 @frozen(eq=False)
@@ -56,6 +87,9 @@ class Policy:
     @ivar lifetime: how long a session may last.
     @ivar clock: `twisted.internet.interfaces.IReactorTime`.
     @ivar ended: told of each session that has ended, once.
+    @ivar moved: told of each that another process goes on with, instead.
+    @ivar keeping: told of sessions that may outlive this process; None: none does. If there is one, a session that is
+        lost with this process is reset, so that it can't be taken for a complete one.
     """
 
     timeouts: Timeouts
@@ -63,6 +97,8 @@ class Policy:
     deadlines: Deadlines
     clock: Any
     ended: Callable[[Session], None]
+    moved: Callable[[Session], None] = _nobody
+    keeping: IKeeping | None = None
     idle: float = field(init=False)
     half_closed: float = field(init=False)
     lifetime: float = field(init=False)
@@ -104,6 +140,7 @@ class Session:
     @ivar error: what the system said about it.
     @ivar code: HAProxy's two letters, once it has ended.
     @ivar trace: follows it; None, as for nearly all: nobody does.
+    @ivar before: what another process said of it, from which it came; None, as for nearly all: from none.
     """
 
     log: ClassVar[Logger] = Logger()
@@ -124,6 +161,8 @@ class Session:
     code: str = ""
     trace: Trace | None = None
     bucket: set[Any] | None = None
+    before: PortableSession | None = None
+    _origins: tuple[FlowOrigin | None, FlowOrigin | None] | None = None
     _opening: IOpening | None = None
     _lingers: bool = False
     _dialing: Deferred[Any] | None = None
@@ -142,8 +181,20 @@ class Session:
 
     @property
     def name(self) -> str:
-        """What log and API call it."""
-        return f"{_RUN}-{self.number:x}"
+        """What log and API call it, wherever it goes."""
+        return f"{_RUN}-{self.number:x}" if self.before is None else self.before.session
+
+    @property
+    def pool_name(self) -> str | None:
+        """Of the pool that it goes to, which there may be no more; None: it did not get as far."""
+        if self.pool is not None:
+            return self.pool.name
+        return None if self.before is None else self.before.pool or None
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """How many bytes had gone up and down before it came into this process."""
+        return (0, 0) if self.before is None else (self.before.bytes_up, self.before.bytes_down)
 
     def tell(self, step: str, detail: str) -> None:
         """Tell whoever follows it."""
@@ -159,6 +210,8 @@ class Session:
     @property
     def retries(self) -> int:
         """How many targets were tried after the first."""
+        if self.before is not None:
+            return self.before.retries
         return max(len(self.tried) - (self.upstream is None), 0)
 
     def _elect(self) -> None:
@@ -291,6 +344,196 @@ class Session:
             self.side_reset(upstream)
         if upstream.gone:
             self.side_gone(upstream)
+        keeping = self.policy.keeping
+        if keeping is not None and self.state is not State.CLOSED:
+            self._say_at_close(_RESET_AT_CLOSE)
+            keeping.relaying(self)
+
+    def _say_at_close(self, what: bytes) -> None:
+        for side in (self.client, self.upstream):
+            if side is not None and not side.gone:
+                with contextlib.suppress(OSError):
+                    side.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, what)
+
+    # What outlives this process.
+
+    @property
+    def may_move(self) -> bool:
+        """
+        Whether it is a session that can be kept, as far as is known: of plain sockets that the kernel moves all bytes
+        between, both ways, and nothing has gone wrong.
+        """
+        if self.state not in _WHILE_RELAYING:
+            return False
+        client, upstream = self.client, self.upstream
+        assert upstream is not None
+        if client.reset or upstream.reset or client.discards or upstream.discards:
+            return False
+        up, down = client.transport, upstream.transport
+        return (
+            isinstance(up, Stream)
+            and isinstance(down, Stream)
+            and up.may_be_kept
+            and down.may_be_kept
+            and (client.ended or up.sink is down)
+            and (upstream.ended or down.sink is up)
+        )
+
+    @property
+    def kept(self) -> bool:
+        """Whether its flows are kept, as far as they still flow."""
+        return self._origins is not None
+
+    def keep(self) -> tuple[int, int, int, int] | None:
+        """
+        Keep its flows from now on.
+
+        @return: the descriptors of the client's socket, the target's, and the pipes of the flows up and down, which
+            stay the session's. None: it can't be just now, and goes on as it did.
+        """
+        if not self.may_move:
+            return None
+        assert self.upstream is not None
+        client, upstream = self.client.transport, self.upstream.transport
+        was_kept = self.kept
+        up = upstream.keep(self._in_the_way)
+        down = None if up is None else client.keep(self._in_the_way)
+        if self._origins is None and up is not None and down is not None:
+            self._origins = self._find_origins(client, upstream, up.held, down.held)
+        if up is None or down is None or self._origins is None:
+            if was_kept:
+                self._in_the_way()
+            else:
+                self.unkeep()
+            return None
+        return client.fd, upstream.fd, up.read_end, down.read_end
+
+    def _find_origins(
+        self, client: Stream, upstream: Stream, held_up: int, held_down: int
+    ) -> tuple[FlowOrigin | None, FlowOrigin | None] | None:
+        """
+        @return: None where a connection is over, which its stream will hear of.
+        """
+        at_client, at_upstream = look(client.socket), look(upstream.socket)
+        if (at_client and at_client.closed) or (at_upstream and at_upstream.closed):
+            return None
+        return (
+            FlowOrigin.of(at_client, at_upstream, held_up, client.received),
+            FlowOrigin.of(at_upstream, at_client, held_down, upstream.received),
+        )
+
+    def unkeep(self) -> None:
+        """Go on in the ordinary way; whoever held its descriptors must have let go, or will without looking."""
+        self._origins = None
+        for side in (self.client, self.upstream):
+            if side is not None and not side.gone and isinstance(side.transport, Stream):
+                side.transport.unkeep()
+
+    def _in_the_way(self) -> None:
+        """Told by a stream: something has come that a kept flow can't pass on."""
+        self.unkeep()
+        keeping = self.policy.keeping
+        if keeping is None or self.upstream is None:
+            return
+        # Nothing may be lost with this process while somebody thinks that nothing would be.
+        self.client.transport.pauseProducing()
+        self.upstream.transport.pauseProducing()
+        keeping.ended(self)
+        self.policy.clock.callLater(0, self._let_turn_pass)
+
+    def _let_turn_pass(self) -> None:
+        self.policy.clock.callLater(0, self._go_on_unkept)
+
+    def _go_on_unkept(self) -> None:
+        upstream, keeping = self.upstream, self.policy.keeping
+        if self.state is State.CLOSED or upstream is None or keeping is None:
+            return
+        self.client.transport.resumeProducing()
+        upstream.transport.resumeProducing()
+        keeping.relaying(self)
+
+    def portable(self) -> PortableSession:
+        """What its descriptors don't say; for one that is kept."""
+        upstream, target = self.upstream, self.target
+        assert self._origins is not None
+        assert upstream is not None
+        assert target is not None
+        epoch = time.time() - self.policy.clock.seconds()
+        up, down = self._origins
+        portable = PortableSession(
+            session=self.name,
+            listener="",
+            client="",
+            pool=self.pool_name or "",
+            target=target.label,
+            address=target.config.address,
+            started=epoch + self.started,
+            connected=epoch + (self.started if self.connected is None else self.connected),
+            waited=self.waited,
+            retries=self.retries,
+            bytes_up=self.client.received,
+            bytes_down=upstream.received,
+            up_read=None if up is None else up.read,
+            up_written=None if up is None else up.written,
+            down_read=None if down is None else down.read,
+            down_written=None if down is None else down.written,
+        )
+        return self.client.introduce(portable)
+
+    def detach(self) -> None:
+        """
+        Forget it: another process goes on with it, or will. It must be kept, and nobody is told anything. Whoever gets
+        its descriptors may move bytes only after this.
+        """
+        self.state = after(self.state, Input.MOVED)
+        self._origins = None
+        if self.trace is not None:
+            self._end_trace(self.trace, "moved to another process")
+        try:
+            self.policy.moved(self)
+        finally:
+            self._stop_waiting()
+            for side in (self.client, self.upstream):
+                assert side is not None
+                side.session = None
+                if not side.gone:
+                    side.transport.detach()
+            if self.pool is not None and self.target is not None:
+                self.pool.release(self.target)
+
+    def adopt(self, adoption: Adoption, portable: PortableSession, upstream: Side) -> None:
+        """
+        Be the session that another process has detached, or left behind; its `pool` and `target` are known, and this
+        is counted there. It is kept.
+
+        @param adoption: of its descriptors.
+        @param upstream: the side that is to have the target.
+        """
+        policy = self.policy
+        now = policy.clock.seconds()
+        epoch = time.time() - now
+        passed_up, passed_down = adoption.passed_up, adoption.passed_down
+        self.before = evolve(
+            portable,
+            bytes_up=portable.bytes_up if passed_up is None else passed_up,
+            bytes_down=portable.bytes_down if passed_down is None else passed_down,
+        )
+        self.started = portable.started - epoch
+        self.connected = portable.connected - epoch
+        self.waited = portable.waited
+        self._changed = now
+        self._origins = portable.origins
+        self.state = State.RELAYING
+        client = self.client
+        self.upstream = upstream
+        client.session = upstream.session = self
+        client.sink, upstream.sink = adoption.upstream, adoption.client
+        adoption.begin(client, upstream, self.carried, self._in_the_way)
+        if policy.keeping is not None:
+            self._say_at_close(_RESET_AT_CLOSE)
+        self._wait()
+
+    # On its way.
 
     def _look_for_first_bytes(self, trace: Trace, wait: float) -> None:
         """The byte path tells nobody of bytes."""
@@ -528,24 +771,26 @@ class Session:
         if elected is None and self.tried:
             self.target = self.tried[-1]
         if self.trace is not None:
-            self._end_trace(self.trace)
+            self._end_trace(self.trace, f"{self.reason.word} ({self.code})")
         try:
             self.policy.ended(self)  # while the sockets can still be asked for their addresses
         finally:
             self._let_go(orderly, ended_in)
-            if elected is not None:
-                assert self.pool is not None
+            if elected is not None and self.pool is not None:
                 self.pool.release(elected)
+            if self._origins is not None:
+                self._origins = None
+                if self.policy.keeping is not None:
+                    self.policy.keeping.ended(self)
 
-    def _end_trace(self, trace: Trace) -> None:
-        assert self.reason is not None
+    def _end_trace(self, trace: Trace, how: str) -> None:
         self._tell_first_bytes(trace)
         if trace.looking is not None:
             trace.looking.cancel()
             trace.looking = None
         down = 0 if self.upstream is None else self.upstream.received
         up = counted(self.client.received, "byte")
-        told = f"{self.reason.word} ({self.code}); {up} up, {down} down"
+        told = f"{how}; {up} up, {down} down"
         trace.end(told if self.error is None else f"{told}; {self.error}")
 
     def _remember(self) -> None:
@@ -558,20 +803,25 @@ class Session:
             assert self.target is not None
             pool.tls.remember(secured, self.target.config)
 
-    def _let_go(self, orderly: bool, ended_in: State) -> None:
-        if ended_in is State.QUEUED:
-            assert self.pool is not None
-            self.pool.leave(self)
+    def _stop_waiting(self) -> None:
         self.policy.deadlines.discard(self)
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
+
+    def _let_go(self, orderly: bool, ended_in: State) -> None:
+        if ended_in is State.QUEUED:
+            assert self.pool is not None
+            self.pool.leave(self)
+        self._stop_waiting()
         if self._opening is not None:
             self._opening.give_up()
             self._opening = None
         if self._dialing is not None:
             self._dialing.cancel()
         self._remember()
+        if orderly and self.policy.keeping is not None:
+            self._say_at_close(_END_AT_CLOSE)
         for side in (self.client, self.upstream):
             if side is None:
                 continue

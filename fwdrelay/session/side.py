@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -16,6 +17,7 @@ from zope.interface import implementer
 
 from ..interfaces import ISideProtocol
 from ..wire.proxyprotocol import Version, header
+from .portable import PortableSession
 
 if TYPE_CHECKING:
     from .session import Session
@@ -62,6 +64,17 @@ class Side(Protocol):
         @return: what tells a target on whose behalf it is connected to.
         """
         return header(version, self.transport.getPeer(), self.transport.getHost())
+
+    def introduce(self, portable: PortableSession) -> PortableSession:
+        """
+        @return: the same, with what this side knows of the client; for the client's side.
+        """
+        return evolve(portable, host=self.host)
+
+    @property
+    def discards(self) -> bool:
+        """Whether nobody gets what it sends."""
+        return self._passed_on is not None
 
     def discard_bytes(self) -> None:
         """

@@ -6,8 +6,17 @@ Nothing here opens a session's connection; that is `fwdrelay.dial`.
 """
 
 from .parts import PoolParts, make_parts
-from .pool import Pool, Waiter
+from .pool import Pool, Waiter, former_target
 from .resolve import Resolver
 from .target import Target, TargetState
 
-__all__ = ["Pool", "PoolParts", "Resolver", "Target", "TargetState", "Waiter", "make_parts"]
+__all__ = [
+    "Pool",
+    "PoolParts",
+    "Resolver",
+    "Target",
+    "TargetState",
+    "Waiter",
+    "former_target",
+    "make_parts",
+]

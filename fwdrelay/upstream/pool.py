@@ -16,7 +16,9 @@ from attrs import evolve
 from twisted.logger import Logger
 
 from ..config import DiscoverConfig, PoolConfig, TargetConfig
+from ..config.grammar import parse_target
 from ..interfaces import IDiscovery
+from ..ledger import Ledger
 from ..tls import UpstreamTLS
 from ..words import counted, some
 from .discovery import Following
@@ -27,6 +29,11 @@ from .target import Target, TargetState
 
 # Of its share, what a target that starts slowly begins with.
 FIRST_SHARE = 0.1
+# Seconds between looks for a place that another process may have given back, while somebody waits.
+LOOK_EVERY = 0.05
+# Who has waited for so much longer in another process goes first, and has so long to take the place.
+_HEAD_START = 0.1
+_LET_FIRST_FOR = 0.15
 # Elections that have no use for the client's address, which costs a session something to tell.
 _ANONYMOUS = frozenset({"round-robin", "least-sessions", "random-two", "first"})
 
@@ -58,9 +65,11 @@ class Pool:
     @param parts: made of `config`.
     @param reactor: what health checks connect with; its clock is the pool's.
     @param lost: called with each target whose sessions are to end.
+    @param ledger: where sessions are counted for limits that hold over several processes; None: there is only
+        this one.
     @ivar name: as configured.
     @ivar targets: all targets there are now: those of the configuration, then what was found.
-    @ivar sessions: how many are on all targets, those removed included.
+    @ivar sessions: how many of this process are on all targets, those removed included.
     @ivar tls: how TLS is spoken to its targets; None: it is not.
     @ivar by_client: whether `elect` wants to know the client.
     """
@@ -74,6 +83,7 @@ class Pool:
         reactor: Any,
         resolver: Resolver,
         lost: Callable[[Target], None] = lambda target: None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.name = config.name
         self.config = config
@@ -82,18 +92,26 @@ class Pool:
         self._reactor = reactor
         self._resolver = resolver
         self._lost = lost
+        self._ledger = ledger
+        if ledger is not None:
+            self._key = ledger.key("pool", config.name)
+            self._queue_key = ledger.key("queue", config.name)
+        self._let_first = 0
+        self._let_first_until = 0.0
         self._running = False
         self._removed = False
         self._health: Health | None = None
         self._followings: dict[DiscoverConfig, Following] = {}
         self._tiers: list[tuple[Target, ...]] = []
         self._starting: list[Target] = []
-        self._waiting: dict[Waiter, None] = {}
+        # Since when each waits, by the ledger's clock.
+        self._waiting: dict[Waiter, float] = {}
         self._serving: Any = None
+        self._polling: Any = None
         self._electorate: list[tuple[Target, int, tuple[bool, int]]] = []
         self._election_failing = False
         self._repeated: set[str] = set()
-        self._adopt(config, parts)
+        self._apply(config, parts)
         self._find_members()
 
     # What it is made of.
@@ -115,6 +133,9 @@ class Pool:
         if self._serving is not None:
             self._serving.cancel()
             self._serving = None
+        if self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
 
     def remove(self) -> None:
         """The pool is no longer configured: as `stop`, and its targets are removed. Nobody waits on."""
@@ -134,7 +155,7 @@ class Pool:
         """
         before = self.config
         followed = {} if nameservers_changed else dict(self._followings)
-        self._adopt(
+        self._apply(
             config,
             parts,
             same_election=config.balance == before.balance,
@@ -155,7 +176,7 @@ class Pool:
                 if discover not in followed:
                     following.start()
 
-    def _adopt(
+    def _apply(
         self,
         config: PoolConfig,
         parts: PoolParts,
@@ -270,6 +291,8 @@ class Pool:
             target = there.pop((config.label, config.address), None)
             if target is None:
                 target = Target(config)
+                if self._ledger is not None:
+                    target.key = self._ledger.key("target", self.name, *target.identity)
                 added.append(target.label)
                 if self._running:
                     target.since = self._reactor.seconds()
@@ -324,16 +347,25 @@ class Pool:
 
     # Who is elected.
 
-    def elect(self, client: str | None = None, tried: Collection[Target] = ()) -> Target | None:
+    def elect(
+        self,
+        client: str | None = None,
+        tried: Collection[Target] = (),
+        since: float | None = None,
+    ) -> Target | None:
         """
         Choose a target and count a session on it; whoever gets it owes a `release`.
 
         @param client: its IP address; only if `by_client` is true does it matter.
         @param tried: targets that this session's dial has failed with, which are not chosen again.
+        @param since: when it began to wait for a place, by the ledger's clock; None: it didn't.
         @return: None where no target is left that may take one more session.
         """
         limit = self.config.max_sessions
         if limit and self.sessions >= limit:
+            return None
+        ledger = self._ledger
+        if ledger is not None and not ledger.take(self._key, limit):
             return None
         if self._starting:
             self._ramp_all_up()
@@ -343,14 +375,48 @@ class Pool:
                 candidates = [each for each in tier if each.sessions < each.limit]
             if tried:
                 candidates = [each for each in candidates if each not in tried]
-            if candidates:
+            while candidates:
                 elected = candidates[0]
                 if len(candidates) > 1:
                     elected = self._choose(candidates, client)
-                elected.sessions += 1
-                self.sessions += 1
-                return elected
+                if ledger is None or ledger.take(elected.key, elected.config.max_sessions):
+                    elected.sessions += 1
+                    self.sessions += 1
+                    if ledger is None or not self._lets_first(ledger, since):
+                        return elected
+                    self._uncount(elected)
+                    return None
+                # Full, with what other processes have there.
+                candidates = [each for each in candidates if each is not elected]
+        if ledger is not None:
+            ledger.give_back(self._key)
         return None
+
+    def adopt(self, target: Target) -> None:
+        """
+        Count a session on `target` that was another process', whatever the limits are; it owes a `release`.
+        """
+        target.sessions += 1
+        self.sessions += 1
+        if self._ledger is not None:
+            self._ledger.add(self._key)
+            self._ledger.add(target.key)
+
+    def place(self, label: str, address: str) -> Target:
+        """
+        As `adopt`, where another process tells which target it is. One that is none of the pool's any more is
+        made, for that session alone.
+        """
+        identity = label, address
+        for target in self.targets:
+            if target.identity == identity:
+                break
+        else:
+            target = former_target(label, address)
+            if self._ledger is not None:
+                target.key = self._ledger.key("target", self.name, *identity)
+        self.adopt(target)
+        return target
 
     def _choose(self, candidates: Sequence[Target], client: str | None) -> Target:
         """Ask the election, which may be somebody else's code."""
@@ -403,16 +469,31 @@ class Pool:
             if taken_out == len(self.targets):
                 return "every target was taken out by an operator"
             return "every target is down" + (" or taken out by an operator" if taken_out else "")
-        if self.config.max_sessions and self.sessions >= self.config.max_sessions:
+        if self.config.max_sessions and self._taken >= self.config.max_sessions:
             return "the pool has as many sessions as it may"
         return "every target that is up has as many sessions as it may"
 
     def release(self, target: Target) -> None:
         """The session that `target` was elected for is over, or went elsewhere."""
-        target.sessions -= 1
-        self.sessions -= 1
+        self._uncount(target)
         if self._waiting:
             self._serve_soon()
+
+    def _uncount(self, target: Target) -> None:
+        target.sessions -= 1
+        self.sessions -= 1
+        if self._ledger is not None:
+            self._ledger.give_back(target.key)
+            self._ledger.give_back(self._key)
+
+    @property
+    def _taken(self) -> int:
+        """How many sessions count for its limit."""
+        return self.sessions if self._ledger is None else self._ledger.count(self._key)
+
+    def _is_full(self, target: Target) -> bool:
+        taken = target.sessions if self._ledger is None else self._ledger.count(target.key)
+        return taken >= target.limit
 
     def dialed(self, target: Target, seconds: float) -> None:
         """A session's dial has reached `target`, which took so long."""
@@ -459,7 +540,7 @@ class Pool:
                 passed_over.append(f"{target.label} is set to {target.state}")
             elif not target.up and elected.up:
                 passed_over.append(f"{target.label} is down")
-            elif target.sessions >= target.limit:
+            elif self._is_full(target):
                 passed_over.append(f"{target.label} is full")
             elif target.tier != elected.tier:
                 passed_over.append(f"{target.label} is of another tier")
@@ -522,25 +603,62 @@ class Pool:
         """
         if len(self._waiting) >= self.config.max_queued:
             return False
-        self._waiting[waiter] = None
+        self._waiting[waiter] = 0.0 if self._ledger is None else self._ledger.seconds()
+        self._post()
         self._serve_soon()
         return True
 
     def leave(self, waiter: Waiter) -> None:
         """It waits no longer."""
         self._waiting.pop(waiter, None)
+        self._post()
+
+    def _post(self) -> None:
+        """Let the other processes see since when the first waits who would take any place."""
+        if self._ledger is not None:
+            first = next((since for each, since in self._waiting.items() if not each.tried), 0.0)
+            self._ledger.post(self._queue_key, int(first * 1000))
+
+    def _lets_first(self, ledger: Ledger, since: float | None) -> bool:
+        """
+        @param since: when somebody of this process has begun to wait; None: just now.
+        @return: whether to leave a place to somebody of another process. Without that, places would stay
+            with a process that has some, and who waits in another would wait in vain. But the other one may
+            not want it: it has checks of its own.
+        """
+        if not self.config.queue:
+            return False
+        first = min(ledger.posted(self._queue_key), default=0)
+        if not first:
+            return False
+        now = ledger.seconds()
+        if first / 1000 + _HEAD_START >= (now if since is None else since):
+            return False
+        if first != self._let_first:
+            self._let_first, self._let_first_until = first, now + _LET_FIRST_FOR
+        return now < self._let_first_until
 
     def _serve_soon(self) -> None:
         # In a turn of its own: a place is often given back in the middle of a session's end.
         if self._waiting and self._serving is None and self._running:
             self._serving = self._reactor.callLater(0, self._serve)
 
+    def _poll(self) -> None:
+        self._polling = None
+        self._serve_soon()
+
     def _serve(self) -> None:
         self._serving = None
-        for waiter in list(self._waiting):
+        self._serve_in_order()
+        self._post()
+        if self._ledger is not None and self._waiting and self._polling is None and self._running:
+            self._polling = self._reactor.callLater(LOOK_EVERY, self._poll)
+
+    def _serve_in_order(self) -> None:
+        for waiter, since in list(self._waiting.items()):
             if waiter not in self._waiting:
                 continue  # gone, because of what came of one before it
-            target = self.elect(waiter.client_host, waiter.tried)
+            target = self.elect(waiter.client_host, waiter.tried, since)
             if target is not None:
                 del self._waiting[waiter]
                 waiter.place_found(target)
@@ -551,7 +669,7 @@ class Pool:
 
     def _send_away(self, waiter: Waiter) -> None:
         if waiter in self._waiting:
-            del self._waiting[waiter]
+            self.leave(waiter)
             waiter.no_place()
 
     # How targets are.
@@ -613,6 +731,17 @@ class Pool:
         target.share = target.weight * part
         if part == 1.0 and target in self._starting:
             self._starting.remove(target)
+
+
+def former_target(label: str, address: str) -> Target:
+    """
+    @return: one that is nobody's target any more.
+    """
+    try:
+        config = evolve(parse_target(address), name=label)
+    except ValueError:  # as another version had it
+        config = TargetConfig(host=address, name=label)
+    return Target(config, removed=True)
 
 
 def _checks(config: PoolConfig) -> tuple[object, ...]:

@@ -55,7 +55,7 @@ class Target:
     @ivar literal: its host is an IP address, which needs no looking up.
     @ivar limit: so many sessions may be on it; infinite: any number.
     @ivar share: its share of an election now; see `fwdrelay.interfaces.ITarget`.
-    @ivar sessions: sessions that are on this target or being dialed to it.
+    @ivar sessions: sessions of this process that are on this target or being dialed to it.
     @ivar up: whether it is thought to be able to take sessions.
     @ivar cause: why it is up or down; empty: nothing was found out yet.
     @ivar since: when it came or went up or down, by the clock; 0: it has been up from the start.
@@ -64,6 +64,7 @@ class Target:
         that was found to be down.
     @ivar own_weight: the weight that an operator has given it while it runs; None: the configured one counts.
     @ivar dials: what came of connecting to it.
+    @ivar key: what a ledger counts its sessions by; 0: there is none.
     """
 
     config: TargetConfig
@@ -79,6 +80,7 @@ class Target:
     state: TargetState = "ready"
     own_weight: int | None = None
     dials: Dials = field(factory=Dials)
+    key: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.change(self.config)

@@ -44,16 +44,26 @@ from fwdrelay.observe.snapshot import (
     Status,
     TargetShown,
     Totals,
+    WorkerShown,
 )
 from fwdrelay.observe.trace import TraceStep
 
+WORKER = WorkerShown(
+    worker=1,
+    pid=2,
+    state="running",
+    started="2026-01-02T03:04:05.678Z",
+    restarts=0,
+    sessions=1,
+    kept=1,
+)
 STATUS = Status(
     version="1.2",
     pid=1,
     state="running",
     started="2026-01-02T03:04:05.678Z",
     uptime=1.5,
-    workers=(),
+    workers=(WORKER, attrs.evolve(WORKER, worker=2, pid=None, state="ended", started=None)),
     listeners=(
         ListenerShown(
             name="web",
@@ -161,6 +171,7 @@ class FakeRelay:
     @ivar also_there: names of sessions and targets that can be steered, too.
     @ivar slow: what its status, its sessions and the end of one wait for.
     @ivar failing: what asking for its status raises.
+    @ivar unwell: why it is not as it should be.
     """
 
     state: str = "running"
@@ -173,6 +184,7 @@ class FakeRelay:
     outcome: Outcome = field(factory=lambda: Outcome(True, changed="nothing"))
     open: list[SessionShown] = field(factory=lambda: [SESSION])
     events_skipped: int = 7
+    unwell: str = ""
 
     async def status(self) -> Status:
         self.asked.append("status")

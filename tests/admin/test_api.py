@@ -165,6 +165,18 @@ class LookingTests(ApiTestCase):
             response = self.served.ask("GET", "/readyz")
             self.assertEqual((response.status, response.json), (status, {"status": told}))
 
+    def test_it_is_unwell(self) -> None:
+        self.relay.unwell = "worker 2 has died 5 times"
+        for state, told in (
+            ("running", {"status": "unwell", "why": "worker 2 has died 5 times"}),
+            ("starting", {"status": "unwell", "why": "worker 2 has died 5 times"}),
+            ("draining", {"status": "draining"}),
+        ):
+            self.relay.state = state
+            self.assertEqual(self.served.ask("GET", "/healthz").json, {"status": "ok"})
+            response = self.served.ask("GET", "/readyz")
+            self.assertEqual((response.status, response.json), (503, told))
+
     def test_the_page_and_what_is_beside_it(self) -> None:
         page = self.served.ask("GET", "/")
         self.assertEqual(page.headers["content-type"], "text/html; charset=utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -32,7 +34,7 @@ from fwdrelay.admin.administered import Administered
 from fwdrelay.admin.metrics import MetricsPage, families
 from fwdrelay.dial import CAUSES
 from fwdrelay.histogram import DIALS, SESSIONS, Histogram, HistogramCounts
-from fwdrelay.observe.snapshot import Counters, ListenerCounters, TargetCounters
+from fwdrelay.observe.snapshot import Counters, ListenerCounters, TargetCounters, WorkerShown
 from tests.case import SynchronousTestCase, TestCase
 from tests.scenarios.programs import run, skip_unless_installed
 from tests.test_docs import ROOT, read, rows, section, spans
@@ -69,6 +71,15 @@ FIRST = TargetCounters(
 SECOND = TargetCounters(
     pool="web", target="b", up=False, sessions=1, dials=histogram(DIALS), dial_failures={}
 )
+WORKER = WorkerShown(
+    worker=1,
+    pid=os.getpid(),
+    state="running",
+    started="2026-01-02T03:04:05.678Z",
+    restarts=2,
+    sessions=3,
+    kept=2,
+)
 COUNTERS = Counters(
     version="1.2.3",
     listeners=(WEB,),
@@ -78,6 +89,9 @@ COUNTERS = Counters(
     reloads={"success": 2},
     access_log_dropped=9,
     draining=False,
+    workers=(WORKER, attrs.evolve(WORKER, worker=2, pid=None, state="ended", sessions=0, kept=0)),
+    worker_restarts=4,
+    registrations_refused=6,
 )
 NOTHING = Counters(
     version="1.2.3",
@@ -125,6 +139,11 @@ def samples(
     return found
 
 
+def still(found: Samples) -> Samples:
+    """Without what a process uses, which is another value at another moment."""
+    return {key: value for key, value in found.items() if "worker" not in dict(key[1])}
+
+
 def labels(**given: str) -> Labels:
     """As they are in `Samples`."""
     return tuple(sorted(given.items()))
@@ -165,10 +184,17 @@ class FamiliesTests(SynchronousTestCase):
         ("fwdrelay_reloads_total", labels(result="failure")): 0,
         ("fwdrelay_last_reload_successful", ()): 1,
         ("fwdrelay_access_log_dropped_total", ()): 9,
+        ("fwdrelay_workers", labels(state="starting")): 0,
+        ("fwdrelay_workers", labels(state="running")): 1,
+        ("fwdrelay_workers", labels(state="draining")): 0,
+        ("fwdrelay_workers", labels(state="ended")): 1,
+        ("fwdrelay_worker_restarts_total", ()): 4,
+        ("fwdrelay_sessions_kept", ()): 2,
+        ("fwdrelay_registrations_refused_total", ()): 6,
     }
 
     def without_buckets(self, found: Samples) -> Samples:
-        return {key: value for key, value in found.items() if not key[0].endswith("_bucket")}
+        return {key: value for key, value in still(found).items() if not key[0].endswith("_bucket")}
 
     def test_every_number_is_there(self) -> None:
         self.assertEqual(self.without_buckets(samples(exposed(COUNTERS))), self.EXPECTED)
@@ -176,7 +202,7 @@ class FamiliesTests(SynchronousTestCase):
     def test_as_openmetrics_too(self) -> None:
         text = exposed(COUNTERS, openmetrics.generate_latest)
         self.assertEqual(self.without_buckets(samples(text, parse_openmetrics)), self.EXPECTED)
-        self.assertEqual(samples(text, parse_openmetrics), samples(exposed(COUNTERS)))
+        self.assertEqual(still(samples(text, parse_openmetrics)), still(samples(exposed(COUNTERS))))
 
     def test_buckets_add_up(self) -> None:
         found = samples(exposed(COUNTERS))
@@ -217,8 +243,46 @@ class FamiliesTests(SynchronousTestCase):
                     ("fwdrelay_reloads_total", labels(result="failure")): 0,
                     ("fwdrelay_last_reload_successful", ()): 0,
                     ("fwdrelay_access_log_dropped_total", ()): 0,
+                    ("fwdrelay_worker_restarts_total", ()): 0,
+                    ("fwdrelay_sessions_kept", ()): 0,
+                    ("fwdrelay_registrations_refused_total", ()): 0,
                 },
             )
+
+    def test_what_a_worker_uses(self) -> None:
+        used = {
+            name: value
+            for (name, where), value in samples(exposed(COUNTERS)).items()
+            if where == labels(worker="1")
+        }
+        self.assertEqual(
+            set(used),
+            {
+                "fwdrelay_worker_cpu_seconds_total",
+                "fwdrelay_worker_resident_memory_bytes",
+                "fwdrelay_worker_open_fds",
+            },
+        )
+        self.assertGreater(used["fwdrelay_worker_resident_memory_bytes"], 1 << 20)
+        self.assertGreater(used["fwdrelay_worker_open_fds"], 2)
+
+    def test_one_that_is_gone_meanwhile_uses_nothing(self) -> None:
+        child = subprocess.Popen(["true"])
+        child.wait()
+        gone = attrs.evolve(COUNTERS, workers=(attrs.evolve(WORKER, pid=child.pid),))
+        self.assertEqual([key for key in samples(exposed(gone)) if dict(key[1]).get("worker")], [])
+
+    def test_of_two_that_share_a_number_the_new_one_is_told_of(self) -> None:
+        child = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        old = attrs.evolve(WORKER, pid=child.pid, state="draining")
+        for workers in ((WORKER, old), (old, WORKER)):
+            upgraded = attrs.evolve(COUNTERS, workers=workers)
+            found = samples(exposed(upgraded))
+            own = found["fwdrelay_worker_resident_memory_bytes", labels(worker="1")]
+            self.assertGreater(own, 16 << 20)  # `sleep` is small
+            self.assertEqual(found["fwdrelay_workers", labels(state="draining")], 1)
 
     def test_what_shares_its_name_is_one(self) -> None:
         old = attrs.evolve(WEB, active=1, ended={("web", "done"): 2}, rejected={}, bytes_up=5)
@@ -384,7 +448,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(status, 200)
         self.assertEqual(headers["content-type"], "text/plain; version=0.0.4; charset=utf-8")
         self.assertEqual(headers["content-length"], str(len(body)))
-        self.assertEqual(samples(body.decode()), samples(exposed(COUNTERS)))
+        self.assertEqual(still(samples(body.decode())), still(samples(exposed(COUNTERS))))
 
     def test_what_the_library_knows_of_the_process(self) -> None:
         body = self.fetch()[2].decode()
@@ -411,7 +475,9 @@ class PageTests(SynchronousTestCase):
             self.assertEqual(status, 200)
             self.assertRegex(headers["content-type"], r"\Aapplication/openmetrics-text; version=1")
             self.assertTrue(body.endswith(b"# EOF\n"))
-            self.assertEqual(samples(body.decode(), parse_openmetrics), samples(exposed(COUNTERS)))
+            self.assertEqual(
+                still(samples(body.decode(), parse_openmetrics)), still(samples(exposed(COUNTERS)))
+            )
 
     def test_a_version_that_is_none(self) -> None:
         for kind in ("application/openmetrics-text", "text/plain"):
@@ -424,7 +490,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual((status, headers["content-encoding"]), (200, "gzip"))
         self.assertEqual(headers["content-length"], str(len(body)))
         text = gzip.decompress(body).decode()
-        self.assertEqual(samples(text), samples(exposed(COUNTERS)))
+        self.assertEqual(still(samples(text)), still(samples(exposed(COUNTERS))))
 
     def test_head(self) -> None:
         status, headers, body = self.fetch("HEAD /metrics")
@@ -523,7 +589,7 @@ class ThreadsTests(TestCase):
             await client.closed
             status, _, body = client.answer
             self.assertEqual(status, 200)
-            self.assertEqual(samples(body.decode()), samples(exposed(COUNTERS)))
+            self.assertEqual(still(samples(body.decode())), still(samples(exposed(COUNTERS))))
 
 
 class DocumentedTests(SynchronousTestCase):

@@ -119,7 +119,9 @@ class DescriptionTests(DescriptionTestCase):
         for path, method in (("/readyz", "get"), ("/v1/reload", "post"), ("/v1/check", "post")):
             response = self.served.ask(method.upper(), path)
             self.assert_described(self.document["paths"][path][method], response)
-        relay.state = "running"
+        relay.state, relay.unwell = "running", "worker 2 has died"
+        response = self.served.ask("GET", "/readyz")
+        self.assert_described(self.document["paths"]["/readyz"]["get"], response)
         response = self.served.ask("POST", "/v1/reload")
         self.assertEqual(response.status, 422)
         self.assert_described(self.document["paths"]["/v1/reload"]["post"], response)

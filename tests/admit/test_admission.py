@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -14,6 +14,7 @@ from fwdrelay.admit import Admission, Refused
 from fwdrelay.config import Admit, ListenerConfig, Rate
 from fwdrelay.config.grammar import parse_network
 from fwdrelay.interfaces import IAdmission
+from fwdrelay.ledger import Ledger
 from fwdrelay.session import Reason
 from tests.case import SynchronousTestCase
 
@@ -347,3 +348,176 @@ class OthersTests(SynchronousTestCase):
                 self.assertIs(reason(admission.enter(A)), Reason.DENIED)
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError, TypeError)), 1)
             self.assertEqual(admission.active, 0)
+
+
+class SharedTests(SynchronousTestCase):
+    """Several processes, each with an admission to the same listener, which count in one ledger."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.ledger = Ledger.create(self.clock.seconds)
+        self.addCleanup(self.ledger.close)
+
+    def make(self, *others: Any, name: str = "l", **fields: Any) -> Admission:
+        """
+        @return: as another process has it.
+        """
+        ledger = Ledger.open(self.ledger.fileno(), self.clock.seconds)
+        self.addCleanup(ledger.close)
+        plugins = tuple(f"plugin{number}" for number in range(len(others)))
+        config = evolve(listener(plugins=plugins, **fields), name=name)
+        return Admission(config, others, Clock().seconds, ledger)
+
+    def two(self, **fields: Any) -> tuple[Admission, Admission]:
+        """
+        @param fields: as for `listener`.
+        """
+        return self.make(**fields), self.make(**fields)
+
+    def test_no_more_than_the_limit_are_in(self) -> None:
+        one, other = self.two(max_sessions=3)
+        told = [reason(each.enter(A)) for each in (one, other, other, one, other)]
+        self.assertEqual(told, [None, None, None, Reason.MAX_SESSIONS, Reason.MAX_SESSIONS])
+        self.assertEqual((one.active, other.active, one.taken, other.taken), (1, 2, 3, 3))
+        other.leave(None)
+        self.assertIsNone(one.take_place())
+        self.assertIs(reason(other.take_place()), Reason.MAX_SESSIONS)
+
+    def test_no_more_than_the_limit_are_in_from_one_client(self) -> None:
+        one, other = self.two(sessions_per_client=2)
+        told = [reason(each.enter(A)) for each in (one, other, one, other)]
+        self.assertEqual(told, [None, None, *[Reason.MAX_SESSIONS_PER_CLIENT] * 2])
+        self.assertIsNone(one.enter(B))
+        other.leave(A)
+        self.assertIsNone(one.enter(A))
+        self.assertEqual((one.taken, one._of_client), (3, {}))
+
+    def test_rates(self) -> None:
+        one, other = self.two(rate=Rate(3, 60.0), rate_per_client=Rate(1, 60.0))
+        slow = Reason.RATE_PER_CLIENT
+        told = [reason(each.enter(A)) for each in (one, other, one)]
+        self.assertEqual(told, [None, slow, slow])
+        told = [
+            reason(each.enter(client)) for each, client in ((other, B), (one, C), (other, "::1"))
+        ]
+        self.assertEqual(told, [None, None, Reason.RATE])
+        self.clock.advance(60)
+        self.assertEqual([reason(other.enter(A)), reason(one.enter(A))], [None, slow])
+
+    def test_listeners_are_told_apart(self) -> None:
+        limits: dict[str, Any] = {
+            "max_sessions": 1,
+            "sessions_per_client": 1,
+            "rate": Rate(1, 60.0),
+            "rate_per_client": Rate(1, 60.0),
+        }
+        for name in ("l", "m"):
+            self.assertIsNone(self.make(name=name, **limits).enter(A))
+
+    def test_who_is_refused_leaves_nothing(self) -> None:
+        limits: dict[str, Any] = {"max_sessions": 2, "sessions_per_client": 2}
+        no, other = self.make(Says("no"), **limits), self.make(**limits)
+        fast = self.make(rate=Rate(1, 60.0), rate_per_client=Rate(1, 60.0), **limits)
+        self.assertIsNone(fast.enter(A))
+        fast.leave(A)
+        for number in range(5):
+            self.assertIs(reason(no.enter(A)), Reason.DENIED)
+            self.assertIs(reason(fast.enter(A)), Reason.RATE_PER_CLIENT)
+            self.assertIs(reason(fast.enter(f"192.0.2.{number + 10}")), Reason.RATE)
+        self.assertEqual([reason(other.enter(A)) for _ in range(2)], [None, None])
+        self.assertEqual((no.active, fast.active, other.taken), (0, 0, 2))
+
+    def test_a_limit_that_comes_later_knows_who_is_in(self) -> None:
+        one, other = self.two()
+        for each in (one, one, other):
+            each.enter(A)
+        other.change(listener(max_sessions=4), ())
+        self.assertEqual([reason(other.enter(A)) for _ in range(2)], [None, Reason.MAX_SESSIONS])
+        one.leave(None)
+        self.assertIsNone(other.enter(A))
+
+    def test_who_entered_uncounted_leaves_uncounted(self) -> None:
+        one, other = self.two()
+        one.enter(A)
+        for each in (one, other):
+            each.change(listener(sessions_per_client=1), ())
+        self.assertIsNone(other.enter(A))
+        one.leave(None)
+        self.assertIs(reason(one.enter(A)), Reason.MAX_SESSIONS_PER_CLIENT)
+        other.leave(A)
+        self.assertIsNone(one.enter(A))
+
+    def test_a_rate_that_stays_remembers_and_another_begins_anew(self) -> None:
+        one, other = self.two(rate=Rate(1, 60.0), rate_per_client=Rate(1, 60.0))
+        one.enter(A)
+        other.change(listener(rate=Rate(5, 60.0), rate_per_client=Rate(1, 60.0)), ())
+        told = [reason(other.enter(client)) for client in (A, B)]
+        self.assertEqual(told, [Reason.RATE_PER_CLIENT, None])
+        self.assertIs(reason(one.enter(C)), Reason.RATE)
+
+    def test_who_moves_from_one_to_the_other_is_counted_all_the_while(self) -> None:
+        one, other = self.two(max_sessions=1, sessions_per_client=1)
+        one.enter(A)
+        other.adopt(A)
+        self.assertEqual(other.taken, 2)
+        one.leave(A)
+        self.assertEqual((one.active, other.active, one.taken), (0, 1, 1))
+        self.assertIs(reason(one.enter(B)), Reason.MAX_SESSIONS)
+        other.leave(A)
+        self.assertIsNone(one.enter(A))
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["enter", "leave", "wait"]), st.sampled_from([A, B, C, None])
+            ),
+            max_size=60,
+        )
+    )
+    def test_one_alone_decides_as_without_a_ledger(
+        self, moves: list[tuple[str, str | None]]
+    ) -> None:
+        fields: dict[str, Any] = {
+            "max_sessions": 4,
+            "sessions_per_client": 2,
+            "rate": Rate(9, 60.0),
+            "rate_per_client": Rate(4, 30.0),
+            "deny": (parse_network("192.0.2.2"),),
+        }
+        ledger = Ledger.create(self.clock.seconds)
+        try:
+            shared = Admission(listener(**fields), (), Clock().seconds, ledger)
+            alone = make(clock=self.clock, **fields)
+            inside: list[str | None] = []
+            for move, client in moves:
+                if move == "wait":
+                    self.clock.advance(2.5)
+                elif move == "enter":
+                    refused = alone.enter(client)
+                    self.assertEqual(shared.enter(client), refused)
+                    if refused is None:
+                        inside.append(client)
+                elif client in inside:
+                    inside.remove(client)
+                    alone.leave(client)
+                    shared.leave(client)
+                self.assertEqual((shared.taken, shared.active), (alone.active, alone.taken))
+        finally:
+            ledger.close()
+
+
+class AdoptTests(SynchronousTestCase):
+    """Without a ledger."""
+
+    def test_who_is_adopted_has_a_place_whatever_the_limits_are(self) -> None:
+        admission = make(max_sessions=1, sessions_per_client=1)
+        for client in (A, A, None):
+            admission.adopt(client)
+        self.assertEqual((admission.active, admission.taken), (3, 3))
+        admission.leave(None)
+        admission.leave(A)
+        self.assertIs(reason(admission.enter(B)), Reason.MAX_SESSIONS)
+        admission.change(listener(sessions_per_client=1), ())
+        self.assertIs(reason(admission.enter(A)), Reason.MAX_SESSIONS_PER_CLIENT)
+        admission.leave(A)
+        self.assertEqual((admission.active, admission._of_client), (0, {}))

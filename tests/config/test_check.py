@@ -466,6 +466,32 @@ class PlacesTests(SynchronousTestCase):
         self.assertEqual(did_you_mean("idel", ["x"]), "")
 
 
+class WorkersTests(SynchronousTestCase):
+    def found(self, **relay: Any) -> list[str]:
+        config = Config(listeners=(listener(),), pools=(pool("h:1"),), relay=RelayConfig(**relay))
+        return [str(each) for each in problems(config)]
+
+    def test_what_survives_needs_workers(self) -> None:
+        [told] = self.found(survive_crashes=True)
+        self.assertEqual(
+            told,
+            "relay.survive_crashes: it needs workers, and there are none: have one of them at least",
+        )
+
+    def test_what_survives_needs_a_pump_that_leaves_it_to_the_kernel(self) -> None:
+        [told] = self.found(survive_crashes=True, workers=2, pump="buffered")
+        self.assertIn("relay.survive_crashes: ", told)
+        self.assertIn("pump is buffered: take splice, or auto", told)
+
+    def test_what_fits(self) -> None:
+        for relay in (
+            {"workers": 1, "survive_crashes": True},
+            {"workers": 64, "survive_crashes": True, "pump": "splice"},
+            {"workers": 2, "pump": "buffered"},
+        ):
+            self.assertEqual(self.found(**relay), [])
+
+
 class AdminTests(SynchronousTestCase):
     def found(self, **relay: Any) -> list[str]:
         config = Config(listeners=(listener(),), pools=(pool("h:1"),), relay=RelayConfig(**relay))

@@ -35,6 +35,7 @@ from fwdrelay.config.grammar import (
     parse_request_path,
     parse_target,
     parse_target_or_srv,
+    parse_workers,
     split_admin,
 )
 from tests.case import SynchronousTestCase
@@ -106,6 +107,11 @@ class NumberTests(GrammarTestCase):
     def test_what_is_no_count(self) -> None:
         for text in ("", "-1", "1.5", "1_000", "0x10", "many", "²", "٣", "9" * 13):
             self.assert_refused(parse_count, text, "whole number from 0 up")
+
+    def test_workers(self) -> None:
+        self.assertEqual([parse_workers(text) for text in ("0", " 2 ", "64")], [0, 2, 64])
+        for text in ("", "-1", "65", "2.0", "all", "9" * 10):
+            self.assert_refused(parse_workers, text, "whole number from 0 to 64")
 
     def test_ports(self) -> None:
         self.assertEqual([parse_port(text) for text in ("1", "65535")], [1, 65535])

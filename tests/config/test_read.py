@@ -50,7 +50,9 @@ targets = ["localhost:80"]
 """
 EVERYTHING = r"""
 [relay]
-pump = "buffered"
+workers = 4
+survive_crashes = true
+pump = "splice"
 access_log = "log/access.log"
 access_log_format = "tcplog"
 access_log_interval = "5m"
@@ -222,7 +224,9 @@ class MeaningTests(ReadTestCase):
             read(EVERYTHING),
             Config(
                 relay=RelayConfig(
-                    pump="buffered",
+                    workers=4,
+                    survive_crashes=True,
+                    pump="splice",
                     access_log="/etc/relay/log/access.log",
                     access_log_format="tcplog",
                     access_log_interval=300.0,
@@ -406,13 +410,33 @@ class MeaningTests(ReadTestCase):
             attrs.evolve(read(EVERYTHING).relay, access_log="here", keepalive=1.0),
         )
 
+    def test_overrides_are_looked_at_with_the_rest(self) -> None:
+        token = "[relay]\nadmin_token_file = 'token'"
+        config = read(token + LEAST, overrides={"admin": "0.0.0.0:9678"})
+        self.assertEqual(config.relay.admin_token_file, "/etc/relay/token")
+        survivor = "[relay]\nsurvive_crashes = true\nworkers = 2\npump = 'buffered'"
+        for text, overrides, where in (
+            ("", {"admin": "0.0.0.0:9678"}, "--admin"),
+            ("", {"survive_crashes": True}, "--survive-crashes"),
+            (survivor, {"pump": "splice", "workers": 0}, "relay.toml: relay.survive_crashes"),
+            (survivor, {}, "relay.toml: relay.survive_crashes"),
+        ):
+            wrong = self.assertRaises(ConfigErrors, read, text + LEAST, overrides=overrides)
+            self.assertEqual([each.where for each in wrong.errors], [where])
+        self.assertEqual(read(survivor + LEAST, overrides={"pump": "auto"}).relay.pump, "auto")
+
+    def test_overrides_of_what_could_not_be_read(self) -> None:
+        text = "[relay]\nworkers = -1\nsurvive_crashes = true" + LEAST
+        told = self.wrong(text, overrides={"workers": 1})
+        self.assertEqual(list(told), ["relay.workers"])
+
 
 class WrongTests(ReadTestCase):
     def test_unknown_keys(self) -> None:
         for text, place, words in (
             ("[relai]\n" + LEAST, "relai", "did you mean relay? Known here: listener, pool, relay"),
-            ("[relay]\npunp = 1" + LEAST, "relay.punp", "did you mean pump? Known here: pump, "),
-            ("[relay]\nzzz = 1" + LEAST, "relay.zzz", "no such key. Known here: pump, "),
+            ("[relay]\npunp = 1" + LEAST, "relay.punp", "did you mean pump? Known here: workers, "),
+            ("[relay]\nzzz = 1" + LEAST, "relay.zzz", "no such key. Known here: workers, "),
             ("demo = true" + LEAST, "demo", "Known here: listener, pool, relay"),
             (LEAST + 'name = "web"', "pool.web.name", "Known here: targets, discover"),
             (LEAST + "[pool.web.health]\nchek = 1", "pool.web.health.chek", "check"),
@@ -474,6 +498,8 @@ class WrongTests(ReadTestCase):
             ("relay", "access_log = ''", "off, stdout, journald or the path of a file"),
             ("relay", "access_log = false", "false is not a string"),
             ("relay", "nameservers = '::1'", "'::1' is not a list: write [\"::1\"]"),
+            ("relay", "workers = 65", "65 is not a whole number from 0 to 64"),
+            ("relay", "survive_crashes = 1", "1 is neither true nor false"),
             ("listener", "max_sessions = true", "true is not a whole number from 0 up"),
             ("listener", f"max_sessions = 0x{'f' * 5000}", "a huge number is not a whole number"),
             ("listener", "max_sessions = '5'", "'5' is not a whole number"),

@@ -31,6 +31,7 @@ from fwdrelay.observe.snapshot import (
     Status,
     TargetShown,
     Totals,
+    WorkerShown,
 )
 from tests.case import SynchronousTestCase
 
@@ -60,6 +61,15 @@ STATUS = Status(
     ),
     reloads=Reloads(success=0, failure=0, last=None, last_result=None),
     access_log_dropped=0,
+)
+WORKER = WorkerShown(
+    worker=1,
+    pid=4712,
+    state="running",
+    started="2026-02-03T04:05:07.000Z",
+    restarts=0,
+    sessions=1,
+    kept=1,
 )
 SESSION = SessionShown(
     session="s-1",

@@ -9,6 +9,7 @@ from attrs import evolve
 from fwdrelay.ctl.answers import (
     PoolsShown,
     Sample,
+    SessionShown,
     SessionsShown,
     Status,
     Step,
@@ -19,7 +20,7 @@ from fwdrelay.ctl.answers import (
 from fwdrelay.ctl.api import Event
 from fwdrelay.ctl.exits import Strange
 from tests.case import SynchronousTestCase
-from tests.ctl.fake_relay import POOL, SESSION, STATUS, document
+from tests.ctl.fake_relay import POOL, SESSION, STATUS, WORKER, document
 
 
 class ValuesTests(SynchronousTestCase):
@@ -30,10 +31,17 @@ class ValuesTests(SynchronousTestCase):
         self.assertEqual(value_of(document(shown), SessionsShown), shown)
 
     def test_a_relay_that_says_more(self) -> None:
-        told = {**document(STATUS), "state": "hibernating", "workers": [{"pid": 5}], "new": [1]}
+        worker = {**document(WORKER), "temperature": 5}
+        told = {**document(STATUS), "state": "hibernating", "workers": [worker], "new": [1]}
         status = value_of(told, Status)
         self.assertEqual(str(status.state), "hibernating")
-        self.assertEqual(evolve(status, state="running"), evolve(STATUS, workers=({"pid": 5},)))
+        self.assertEqual(evolve(status, state="running"), evolve(STATUS, workers=(WORKER,)))
+
+    def test_a_relay_that_knew_less(self) -> None:
+        status, session = document(STATUS), document(SESSION)
+        del status["unwell"], session["worker"], session["kept"]
+        self.assertEqual(value_of(status, Status), STATUS)
+        self.assertEqual(value_of(session, SessionShown), SESSION)
 
     def test_a_relay_that_says_otherwise(self) -> None:
         good = document(STATUS)

@@ -19,6 +19,7 @@ from tests.ctl.fake_relay import (
     SESSION,
     STATUS,
     TARGET,
+    WORKER,
     CtlTestCase,
     Reply,
     document,
@@ -42,6 +43,33 @@ class LookingTests(CtlTestCase):
             self.assertIn(words, out)
         self.assertEqual(self.relay.lines(), ["GET /v1/status", "GET /v1/pools"])
         self.assertEqual(json.loads(self.ctl("status", "--json").out), document(STATUS))
+
+    def test_workers(self) -> None:
+        self.assertNotIn("WORKER", self.ctl("status").out)
+        ran = self.ctl("workers")
+        self.assertEqual(ran.out, "")
+        self.assertIn("there are no workers: the relay is one process", ran.err)
+        self.assertEqual(json.loads(self.ctl("workers", "--json").out), {"workers": []})
+        ended = evolve(WORKER, worker=2, pid=None, state="ended", started=None, restarts=5)
+        told = evolve(STATUS, workers=(WORKER, ended), unwell="worker 2 has died 5 times")
+        self.relay.replies["GET /v1/status"] = Reply(200, document(told))
+        for out in (self.ctl("workers").out, self.ctl("status").out):
+            self.assertIn(
+                "     1  4712  running         1     1         0  2026-02-03 04:05:07Z", out
+            )
+            self.assertIn("     2     -  ended           1     1         5  -", out)
+        self.assertIn("unwell: worker 2 has died 5 times\n", self.ctl("status").out)
+        self.assertEqual(
+            json.loads(self.ctl("workers", "--json").out),
+            {"workers": [document(WORKER), document(ended)]},
+        )
+
+    def test_no_word_of_workers(self) -> None:
+        self.relay.replies["GET /v1/status"] = refusal(403, "not you")
+        self.assertEqual(self.refused("workers", status=5), "not you")
+        self.assertEqual(
+            json.loads(self.ctl("workers", "--json", status=5).out), {"error": "not you"}
+        )
 
     def test_pools(self) -> None:
         self.assertIn("web   a:80    up", self.ctl("pools").out)

@@ -126,6 +126,14 @@ class DrawingTests(CtlTestCase):
             ],
         )
 
+    def test_sessions_of_workers(self) -> None:
+        kept = evolve(SESSION, worker=1, kept=True)
+        lines = list(drawing.sessions_table([kept, evolve(SESSION, worker=12)]).lines())
+        self.assertEqual(
+            [line.split()[:3] for line in lines],
+            [["SESSION", "WORKER", "LISTENER"], ["s-1", "1+", "web"], ["s-1", "12", "web"]],
+        )
+
     def test_nothing_is_cut_and_nothing_trails_where_it_is_no_terminal(self) -> None:
         long = evolve(SESSION, sni="x" * 250)
         out = self.drawn(drawing.sessions_table([long, SESSION]))

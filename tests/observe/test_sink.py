@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import select
+import socket
+import subprocess
+import sys
 import tempfile
+import threading
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +26,10 @@ from fwdrelay.errors import CannotOpenLog
 from fwdrelay.observe import sink as module
 from fwdrelay.observe.sink import PatientOutput, Sink
 from tests.case import SynchronousTestCase
+from tests.scenarios.relay_process import wait_until
 
 LINE = "x" * 999
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class SinkTestCase(SynchronousTestCase):
@@ -407,6 +415,7 @@ class PipeTests(SinkTestCase):
         self.addCleanup(os.close, self.writer)
         gone, writer = os.pipe()
         os.close(gone)
+        self.sink._leave()
         self.sink._use(writer)
         for _ in range(3):
             self.sink.write(LINE)
@@ -419,6 +428,7 @@ class PipeTests(SinkTestCase):
     def test_a_reader_that_went_while_the_pipe_was_full_is_said_too(self) -> None:
         self.addCleanup(os.close, self.writer)
         gone, writer = os.pipe()
+        self.sink._leave()
         self.sink._use(writer)
         for _ in range(500):
             self.sink.write(LINE)
@@ -451,6 +461,219 @@ class PipeTests(SinkTestCase):
         self.sink.write("goes on")
         self.sink.close()
         self.assertEqual(self.read(), b"goes on\n")
+
+
+HAMMER = """
+import sys
+from twisted.internet.task import Clock
+from fwdrelay.observe.sink import Sink
+
+name, path, count, longest = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4])
+clock = Clock()
+sink = Sink(clock, path)
+print("ready", file=sys.stderr, flush=True)
+sys.stdin.readline()
+for number in range(count):
+    sink.write(f"{name} {number} " + name * (longest if number % 3 == 0 else number % 300) + " end")
+    if number % 10 == 9:
+        while clock.getDelayedCalls():
+            clock.advance(1)
+sink.close(patience=60.0)
+sys.exit(min(sink.dropped, 100))
+"""
+"""Writes lines of which every third is `longest`, as fast as they are taken; exits with how many were dropped."""
+
+
+TRY = """
+import os
+from twisted.internet.task import Clock
+from fwdrelay.observe.sink import Sink
+
+clock = Clock()
+sink = Sink(clock, None)
+sink.write("other")
+clock.advance(0)
+os.write(2, b"tried")
+os.close(2)
+sink.close(patience=60.0)
+"""
+
+
+class SeveralProcessesTests(SinkTestCase):
+    """Two processes that write to the same place, and each line is whole."""
+
+    COUNT = 300
+    LONGEST = 3 * select.PIPE_BUF
+
+    def hammers(self, stdout: Any, path: str = "", longest: int = LONGEST) -> list[Any]:
+        """Two of them at work."""
+        processes: list[Any] = [
+            subprocess.Popen(
+                [sys.executable, "-c", HAMMER, name, path, str(self.COUNT), str(longest)],
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                cwd=ROOT,
+            )
+            for name in "ab"
+        ]
+        for process in processes:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.stdin.close)
+            self.addCleanup(process.stderr.close)
+            self.assertEqual(process.stderr.readline(), b"ready\n")
+        for process in processes:  # at the same time
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        return processes
+
+    def read_slowly(self, reader: int) -> str:
+        """All that comes, in pieces that are smaller than a line; whoever writes has to wait now and then."""
+        data = bytearray()
+        while chunk := os.read(reader, 3000):
+            data += chunk
+        return data.decode()
+
+    def assert_whole(self, text: str, longest: int = LONGEST) -> None:
+        """All lines of both are there, in their order, and none is cut."""
+        for name in "ab":
+            wanted = [
+                f"{name} {number} " + name * (longest if number % 3 == 0 else number % 300) + " end"
+                for number in range(self.COUNT)
+            ]
+            found = [line for line in text.splitlines() if line.startswith(name)]
+            self.assertEqual([len(line) for line in found], [len(line) for line in wanted])
+            self.assertEqual(found, wanted)
+        self.assertEqual(text.count("\n"), 2 * self.COUNT)
+
+    def test_one_pipe(self) -> None:
+        for longest in (200, self.LONGEST):
+            reader, writer = os.pipe()
+            with os.fdopen(reader):
+                processes = self.hammers(writer, longest=longest)
+                os.close(writer)
+                text = self.read_slowly(reader)
+            self.assert_whole(text, longest)
+            self.assertEqual([process.wait() for process in processes], [0, 0])
+
+    def test_one_pipe_with_a_name(self) -> None:
+        os.mkfifo(self.path)
+        reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(reader):
+            processes = self.hammers(subprocess.DEVNULL, str(self.path))
+            select.select([reader], [], [])
+            # Who comes second finds a reader, also where who comes first has gone.
+            held = os.open(self.path, os.O_WRONLY)
+            os.set_blocking(reader, True)
+            texts: list[str] = []
+            reading = threading.Thread(target=lambda: texts.append(self.read_slowly(reader)))
+            reading.start()
+            self.assertEqual([process.wait() for process in processes], [0, 0])
+            os.close(held)
+            reading.join()
+        self.assert_whole(texts[0])
+
+    def test_one_socket(self) -> None:
+        for family in (socket.AF_UNIX, socket.AF_INET):
+            with socket_pair(family) as (ours, theirs):
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
+                processes = self.hammers(theirs)
+                theirs.close()
+                text = self.read_slowly(ours.fileno())
+            self.assert_whole(text)
+            self.assertEqual([process.wait() for process in processes], [0, 0])
+
+    def test_one_file_that_each_appends_to(self) -> None:
+        processes = self.hammers(subprocess.DEVNULL, str(self.path))
+        self.assertEqual([process.wait() for process in processes], [0, 0])
+        self.assert_whole(self.path.read_text())
+
+    def test_one_file_as_standard_output(self) -> None:
+        with self.path.open("w") as file:  # which nobody appends to
+            processes = self.hammers(file)
+            self.assertEqual([process.wait() for process in processes], [0, 0])
+        self.assert_whole(self.path.read_text())
+
+    def test_who_dies_in_the_middle_of_a_line_holds_nobody_up(self) -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(reader), os.fdopen(writer, "wb"):
+            (one, other) = self.hammers(writer, longest=1 << 17)
+            select.select([reader], [], [])
+            os.read(reader, 1)
+            one.kill()
+            one.wait()
+            data = bytearray()
+            while b"b 299 " not in data[-10000:]:
+                data += os.read(reader, 1 << 16)
+            self.assertEqual(other.wait(), 0)
+
+    def test_others_wait_until_a_line_is_complete(self) -> None:
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        with mock.patch.object(module, "_STDOUT", writer):
+            sink = Sink(self.clock, None)
+        sink.write("x" * (1 << 17))  # more than the pipe takes
+        self.clock.advance(0)
+        data = bytearray(os.read(reader, 1 << 15))  # so there is room
+        with subprocess.Popen(
+            [sys.executable, "-c", TRY], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+        ) as other:
+            assert other.stderr is not None
+            self.assertEqual(other.stderr.read(), b"tried")
+            while b"\n" not in data:
+                data += os.read(reader, 1 << 16)
+                self.flush()
+            self.assertEqual(data.partition(b"\n")[0], b"x" * (1 << 17))
+            self.assertEqual(other.wait(), 0)
+        sink.close()
+        os.set_blocking(reader, False)
+        with contextlib.suppress(BlockingIOError):
+            data += os.read(reader, 1 << 16)
+        self.assertEqual(data.count(b"\n"), 2)
+
+    def test_at_the_end_who_cannot_have_its_turn_counts_what_is_lost(self) -> None:
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        holder = subprocess.Popen(
+            [
+                *(sys.executable, "-c"),
+                "import fcntl, sys; fcntl.lockf(1, fcntl.LOCK_EX); sys.stdin.read()",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=writer,
+        )
+        with holder, mock.patch.object(module, "_STDOUT", writer):
+            wait_until(lambda: is_locked(writer))
+            sink = Sink(self.clock, None)
+            sink.write("one")
+            self.clock.advance(0)
+            sink.close(patience=0.0)
+        self.assertEqual(sink.dropped, 1)
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether another process holds a record lock."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.lockf(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+@contextmanager
+def socket_pair(family: socket.AddressFamily) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected stream sockets, closed at the end of a `with` block."""
+    if family == socket.AF_UNIX:
+        one, other = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            one = socket.create_connection(server.getsockname())
+            other, _ = server.accept()
+    with one, other:
+        yield one, other
 
 
 class NamedPipeTests(SinkTestCase):
@@ -542,7 +765,7 @@ class TerminalTests(SinkTestCase):
 
     def test_nor_does_the_log_of_the_process(self) -> None:
         output = PatientOutput()
-        self.addCleanup(os.close, output._fd)
+        self.addCleanup(output.close)
         for number in range(500):
             output.write(f"{number:999}\n")
         lines = self.read().decode().splitlines()
@@ -554,7 +777,7 @@ class TerminalTests(SinkTestCase):
 
     def test_what_follows_a_line_that_was_cut_is_a_line_of_its_own(self) -> None:
         output = PatientOutput()
-        self.addCleanup(os.close, output._fd)
+        self.addCleanup(output.close)
         write = os.write
         with (
             mock.patch.object(os, "write", lambda descriptor, data: write(descriptor, data[:3])),

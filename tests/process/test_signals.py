@@ -14,7 +14,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from fwdrelay.process.signals import Signals
 from tests.case import SynchronousTestCase
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Reactor:
@@ -69,6 +69,9 @@ class Relay:
 
     def reopen_logs(self) -> None:
         self.told.append("reopen")
+
+    def upgrade(self) -> None:
+        self.told.append("upgrade")
 
 
 class SignalsTests(SynchronousTestCase):
@@ -131,6 +134,22 @@ class SignalsTests(SynchronousTestCase):
     def test_usr1_opens_the_log_anew_and_nothing_else(self) -> None:
         self.reactor.turn()
         self.assertEqual(self.send(signal.SIGUSR1), ["reopen"])
+
+    def test_usr2_upgrades_and_stops_nothing(self) -> None:
+        self.reactor.turn()
+        self.assertEqual(self.send(signal.SIGUSR2), ["upgrade"])
+        self.reactor.told.clear()
+        self.assertEqual(self.send(signal.SIGTERM), ["stop"])
+
+    def test_those_that_a_renewal_has_kept_waiting_arrive(self) -> None:
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGHUP})
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.reactor.turn()
+        self.reactor.turn()
+        self.assertEqual(self.reactor.told, ["reload"])
 
     def test_usr1_goes_on_rotating_twistd_s_own_log(self) -> None:
         rotated: list[int] = []

@@ -283,6 +283,74 @@ class StreamTestCase(ReactorTestCase):
         for family in (socket.AF_INET, socket.AF_UNIX):
             test(family)
 
+    def play(self, family: int, small: bool, script: list[tuple[str, int]]) -> None:
+        """Do all that is in `script` to two that are fused, then end both, and see what came of it."""
+        a, b = self.fused(family=family, small=small)
+        borrow = self.pipes.borrow
+        said = {a: bytearray(), b: bytearray()}
+
+        def say(end: End, size: int) -> None:
+            start = len(said[end]) % MB
+            data = BYTES[start : start + size]
+            said[end] += data[: end.say(data)]
+
+        def register() -> None:
+            if b.stream.producer is None:
+                b.stream.registerProducer(a.stream, True)
+
+        def starve() -> None:
+            self.pipes.borrow = lambda: None  # type: ignore[method-assign]
+
+        def keep() -> None:
+            for end in (a, b):
+                if end.stream.may_be_kept:
+                    end.stream.keep(end.stream.unkeep)
+
+        def unkeep() -> None:
+            for end in (a, b):
+                end.stream.unkeep()
+
+        def feed() -> None:
+            self.pipes.borrow = borrow  # type: ignore[method-assign]
+
+        actions: dict[str, Callable[[int], object]] = {
+            "say": lambda size: say(a, size),
+            "take": b.take,
+            "answer": lambda size: say(b, size),
+            "hear": a.take,
+            "turn": lambda _: self.reactor.iterate(0),
+            "pause": lambda _: a.stream.pauseProducing(),
+            "resume": lambda _: a.stream.resumeProducing(),
+            "register": lambda _: register(),
+            "unregister": lambda _: b.stream.unregisterProducer(),
+            "starve": lambda _: starve(),
+            "feed": lambda _: feed(),
+            "keep": lambda _: keep(),
+            "unkeep": lambda _: unkeep(),
+        }
+        for name, size in script:
+            actions[name](size)
+        feed()
+        a.stream.resumeProducing()
+        unkeep()
+        for end in (a, b):
+            end.peer.shutdown(socket.SHUT_WR)
+
+        def ended() -> bool:
+            a.take()
+            b.take()
+            return a.ended and b.ended
+
+        self.turn(ended)
+        self.assertTrue(said[a] == b.heard, f"{len(said[a])} bytes sent, {len(b.heard)} heard")
+        self.assertTrue(said[b] == a.heard, f"{len(said[b])} bytes sent, {len(a.heard)} heard")
+        self.assertEqual(a.protocol.told.count("end") + b.protocol.told.count("end"), 2)
+        self.assertEqual((a.stream.pipe, b.stream.pipe), (None, None))
+        for end in (a, b):
+            end.stream.loseConnection()
+            end.peer.close()
+        self.assertEqual(a.protocol.told[-1] + b.protocol.told[-1], "lostlost")
+
 
 class ReadingTests(StreamTestCase):
     def test_it_is_what_it_says(self) -> None:
@@ -811,12 +879,15 @@ class PartingTests(StreamTestCase):
         self.assertEqual(b.protocol.told, ["reset", "lost"])
 
 
-def scripts() -> st.SearchStrategy[list[tuple[str, int]]]:
+def scripts(*more: str) -> st.SearchStrategy[list[tuple[str, int]]]:
+    """
+    @param more: steps, besides those that all streams know.
+    """
     size = st.one_of(st.integers(1, 300), st.integers(FILL - 2, FILL + 2), st.integers(1, 2 * MB))
     step = st.one_of(
         st.tuples(st.sampled_from(("say", "say", "take", "answer", "hear")), size),
         st.tuples(st.sampled_from(("turn", "turn", "pause", "resume")), st.just(0)),
-        st.tuples(st.sampled_from(("register", "unregister", "starve", "feed")), st.just(0)),
+        st.tuples(st.sampled_from(("register", "unregister", "starve", "feed", *more)), st.just(0)),
     )
     return st.lists(step, max_size=40)
 
@@ -844,58 +915,3 @@ class ScriptTests(StreamTestCase):
             self.play(family, small, script)
 
         check()
-
-    def play(self, family: int, small: bool, script: list[tuple[str, int]]) -> None:
-        a, b = self.fused(family=family, small=small)
-        borrow = self.pipes.borrow
-        said = {a: bytearray(), b: bytearray()}
-
-        def say(end: End, size: int) -> None:
-            start = len(said[end]) % MB
-            data = BYTES[start : start + size]
-            said[end] += data[: end.say(data)]
-
-        def register() -> None:
-            if b.stream.producer is None:
-                b.stream.registerProducer(a.stream, True)
-
-        def starve() -> None:
-            self.pipes.borrow = lambda: None  # type: ignore[method-assign]
-
-        def feed() -> None:
-            self.pipes.borrow = borrow  # type: ignore[method-assign]
-
-        actions: dict[str, Callable[[int], object]] = {
-            "say": lambda size: say(a, size),
-            "take": b.take,
-            "answer": lambda size: say(b, size),
-            "hear": a.take,
-            "turn": lambda _: self.reactor.iterate(0),
-            "pause": lambda _: a.stream.pauseProducing(),
-            "resume": lambda _: a.stream.resumeProducing(),
-            "register": lambda _: register(),
-            "unregister": lambda _: b.stream.unregisterProducer(),
-            "starve": lambda _: starve(),
-            "feed": lambda _: feed(),
-        }
-        for name, size in script:
-            actions[name](size)
-        feed()
-        a.stream.resumeProducing()
-        for end in (a, b):
-            end.peer.shutdown(socket.SHUT_WR)
-
-        def ended() -> bool:
-            a.take()
-            b.take()
-            return a.ended and b.ended
-
-        self.turn(ended)
-        self.assertTrue(said[a] == b.heard, f"{len(said[a])} bytes sent, {len(b.heard)} heard")
-        self.assertTrue(said[b] == a.heard, f"{len(said[b])} bytes sent, {len(a.heard)} heard")
-        self.assertEqual(a.protocol.told.count("end") + b.protocol.told.count("end"), 2)
-        self.assertEqual((a.stream.pipe, b.stream.pipe), (None, None))
-        for end in (a, b):
-            end.stream.loseConnection()
-            end.peer.close()
-        self.assertEqual(a.protocol.told[-1] + b.protocol.told[-1], "lostlost")

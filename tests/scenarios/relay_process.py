@@ -7,6 +7,7 @@ the process printed a traceback, had to be killed, or ended with the wrong statu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 PATIENCE = 30.0
+WORKER = "fwdrelay.workers.worker"
+"""The module that a worker process runs."""
 TWISTD = (
     sys.executable,
     "-W",
@@ -179,6 +182,41 @@ class RelayProcess:
         with open(f"/proc/{self.pid}/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def children(self) -> list[int]:
+        """The processes that it has started and that have not been waited for, in the order of their start."""
+        return _children(self.pid)
+
+    def workers(self) -> list[int]:
+        """Those of them that relay, or are ready to."""
+        return [each for each in self.children() if WORKER in _command(each)]
+
+    def family(self) -> list[int]:
+        """It and all that it has started."""
+        return [self.pid, *self.children()]
+
+    def family_descriptors(self) -> dict[int, int]:
+        """How many descriptors each of the family has open."""
+        return {each: len(found) for each in self.family() if (found := _open_files(each))}
+
+    def family_pipes(self) -> set[str]:
+        """The pipes that any of the family has open."""
+        return {
+            name for each in self.family() for name in _open_files(each) if name.startswith("pipe:")
+        }
+
+    def family_memory(self) -> int:
+        """
+        What all of the family take together, in bytes; what several share counts once (`Pss` of proc(5)).
+        """
+        return sum(map(_proportional_memory, self.family()))
+
+    def wait_for_family_descriptors(self, most: int) -> None:
+        """Wait until all of the family have at most that many open together."""
+        wait_until(
+            lambda: sum(self.family_descriptors().values()) <= most,
+            lambda: f"{self.family_descriptors()} descriptors, wanted {most}",
+        )
+
     def signal(self, number: signal.Signals) -> None:
         """Send it; after one that stops, `stop` only waits for the end."""
         self._told_to_stop |= number in (signal.SIGTERM, signal.SIGINT)
@@ -209,6 +247,49 @@ class RelayProcess:
         self.process.kill()
         self.process.wait()
         self._reader.join()
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    # One file for each thread; a process may end while it is looked at.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{pid}/task/{thread}/children") as children,
+            ):
+                found += map(int, children.read().split())
+    return sorted(found)
+
+
+def _command(pid: int) -> list[str]:
+    """What it was started as; nothing, if it has ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline") as command:
+            return command.read().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _open_files(pid: int) -> list[str]:
+    """What its descriptors are; nothing, if it has ended."""
+    found: list[str] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def _proportional_memory(pid: int) -> int:
+    with (
+        contextlib.suppress(FileNotFoundError, ProcessLookupError),
+        open(f"/proc/{pid}/smaps_rollup") as rollup,
+    ):
+        for line in rollup:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _address(text: str) -> tuple[str, int] | str:

@@ -24,6 +24,8 @@ from playwright.sync_api import (
     Dialog,
     Locator,
     Page,
+    Route,
+    ViewportSize,
     expect,
     sync_playwright,
 )
@@ -443,6 +445,66 @@ class DashboardShows(Dashboard, every_pump=False):
             # Who was in the last row is near it still.
             expect(page.locator("#session-rows tr")).to_have_count(0)
             expect(page.get_by_label("Filter", exact=True)).to_be_focused()
+
+    def test_workers_are_shown_where_there_are_any(self) -> None:
+        worker = {
+            "worker": 1,
+            "pid": 4711,
+            "state": "running",
+            "started": "2026-01-02T03:04:05.678Z",
+            "restarts": 0,
+            "sessions": 1,
+            "kept": 1,
+        }
+        ended = {**worker, "worker": 2, "pid": None, "state": "ended", "started": None}
+        status = {
+            "workers": [worker, {**ended, "restarts": 5, "sessions": 0, "kept": 0}],
+            "unwell": "worker 2 has died 5 times",
+        }
+
+        def more(route: Route) -> None:
+            """What a supervisor would say, too."""
+            answer = route.fetch()
+            told = answer.json()
+            if "listeners" in told:
+                told |= status
+            for session in told.get("sessions", []):
+                session |= {"worker": 1, "kept": True}
+            route.fulfill(response=answer, json=told)
+
+        with (
+            Upstream() as upstream,
+            self.shown("--target", upstream.target, allowed="503") as (relay, page),
+            self.session(relay, upstream),
+        ):
+            expect(row(page, "#sessions", "relaying")).to_have_count(1)
+            expect(page.locator("#workers-title")).to_be_hidden()
+            expect(page.locator("#sessions").get_by_text("Worker")).to_be_hidden()
+            page.route("**/v1/status", more)
+            page.route("**/v1/sessions?*", more)
+            # What comes by the stream can't be changed; without it, the page asks.
+            page.route("**/v1/events", lambda route: route.fulfill(status=503, body="{}"))
+            page.reload()
+            table = page.get_by_role("table", name="Workers")
+            first, second = (table.get_by_role("row").nth(number) for number in (1, 2))
+            expect(cell(first, "State")).to_have_text("running")
+            expect(cell(first, "Process")).to_have_text("4711")
+            expect(cell(first, "Kept")).to_have_text("1")
+            expect(cell(second, "State")).to_have_text("ended")
+            expect(cell(second, "Process")).to_have_text(_NOTHING)
+            expect(cell(second, "Died")).to_have_text("5")
+            expect(page.locator("#attention")).to_contain_text(
+                "The relay is unwell: worker 2 has died 5 times."
+            )
+            session = row(page, "#sessions", "relaying")
+            expect(cell(session, "Worker")).to_have_text("1, kept")
+            widths = page.evaluate(
+                """() => ['#sort', '#session-rows tr'].map((one) => [...document.querySelector(one).children]
+                  .map((cell) => Math.round(cell.getBoundingClientRect().left)))"""
+            )
+            self.assertEqual(widths[0], widths[1])
+            page.set_viewport_size(ViewportSize(width=360, height=740))
+            self.assertLessEqual(wide_of_the_page(page), 0)
 
     def test_names_are_text_whatever_is_in_them(self) -> None:
         with (

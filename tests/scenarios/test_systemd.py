@@ -35,7 +35,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 # Run as a service with the sandbox of fwdrelay@.service: what the relay, its TLS and its workers ask
 # of the kernel.
 _PROBE = r"""
-import array, fcntl, os, select, signal, socket, subprocess, sys
+import array, fcntl, mmap, os, select, signal, socket, subprocess, sys
 from OpenSSL import SSL, crypto
 
 left, right = socket.socketpair()
@@ -63,6 +63,20 @@ for family in (socket.AF_INET, socket.AF_INET6):
         made.bind(("", 0))
 
 subprocess.run([sys.executable, "-c", "import select"], check=True)
+
+# Workers: their channels, what is held of their sessions, whose line it is in the access log.
+with socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)[0]:
+    pass
+both_ends = os.open(f"/proc/self/fd/{pipe_in}", os.O_RDWR | os.O_NONBLOCK)
+fcntl.lockf(both_ends, fcntl.LOCK_EX | fcntl.LOCK_NB)
+os.close(both_ends)
+shared = os.memfd_create("shared")
+os.ftruncate(shared, 4096)
+mmap.mmap(shared, 4096).close()
+os.close(shared)
+child = os.posix_spawn(sys.executable, [sys.executable, "-c", "input()"], os.environ)
+signal.pidfd_send_signal(os.pidfd_open(child), signal.SIGKILL)
+os.waitpid(child, 0)
 
 # A verify callback is code that cffi makes at run time.
 from cryptography import x509
@@ -386,6 +400,66 @@ class ServiceTests(SynchronousTestCase):
         self.until_state("inactive")
         self.assertEqual(self.machine.show("fwdrelay", "Result"), "success")
 
+    def workers(self) -> dict[int, int]:
+        """The workers' processes, and how many sessions of each would outlive it."""
+        told = json.loads(self.machine.do("/usr/local/bin/fwdrelayctl", "workers", "--json"))
+        return {each["pid"]: each["kept"] for each in told["workers"] if each["state"] == "running"}
+
+    def test_workers_are_one_unit_with_the_supervisor_as_its_main_process(self) -> None:
+        self.relay_to_upstream("--workers", "2")
+        main = self.machine.show("fwdrelay", "MainPID")
+        client, upstream = self.session()
+        until_found(
+            "workers.worker", lambda: self.machine.run("systemctl", "status", "fwdrelay").stdout
+        )
+        self.machine.do("systemctl", "kill", "--signal=HUP", "fwdrelay")  # all of them
+        self.assertEqual(self.machine.show("fwdrelay", "MainPID"), main)
+        self.machine.do("systemctl", "stop", "--no-block", "fwdrelay")
+        self.until_state("deactivating")
+        until(self.refuses, "refusal of new connections")
+        self.assert_finishes(client, upstream)
+        self.until_state("inactive")
+        self.assertEqual(self.machine.show("fwdrelay", "Result"), "success")
+
+    def test_a_session_outlives_its_worker(self) -> None:
+        admin = ("--admin", "unix:/run/fwdrelay/admin.sock")
+        self.relay_to_upstream("--workers", "2", "--survive-crashes", *admin)
+        main = self.machine.show("fwdrelay", "MainPID")
+        client, upstream = self.session()
+        until(lambda: sum(self.workers().values()) == 1, "the session to be kept")
+        (victim,) = [pid for pid, kept in self.workers().items() if kept]
+        self.machine.do("kill", "-KILL", str(victim))
+        self.assert_finishes(client, upstream)
+        self.assertEqual(self.machine.show("fwdrelay", "MainPID"), main)
+        self.assertEqual(self.machine.show("fwdrelay", "NRestarts"), "0")
+
+    def test_a_reload_that_upgrades_keeps_sessions_and_the_main_process(self) -> None:
+        """What docs/systemd.md tells the operator."""
+        drop_ins = "/etc/systemd/system/fwdrelay.service.d"
+        drop_in = "/usr/local/share/doc/fwdrelay/upgrade-on-reload.conf"
+        self.machine.do("mkdir", "-p", drop_ins)
+        self.machine.do("cp", drop_in, drop_ins)
+        self.machine.do("systemctl", "daemon-reload")
+        self.relay_to_upstream("--workers", "2", "--survive-crashes")
+        main = self.machine.show("fwdrelay", "MainPID")
+        client, upstream = self.session()
+        self.machine.do("systemctl", "reload-or-restart", "fwdrelay")
+        until_found("upgraded in place", lambda: self.machine.journal("fwdrelay"))
+        self.until_state("active")
+        self.assertEqual(self.machine.show("fwdrelay", "MainPID"), main)
+        self.assertEqual(self.machine.show("fwdrelay", "NRestarts"), "0")
+        self.assert_finishes(client, upstream)
+        self.session()
+
+    def test_workers_accept_from_the_socket_that_systemd_holds(self) -> None:
+        self.configure(
+            *("--listen", "systemd:domain=INET6:index=0", "--target", target(self.upstream)),
+            *("--workers", "2"),
+        )
+        self.machine.do("systemctl", "enable", "--now", "fwdrelay.socket")
+        for _ in range(4):
+            self.session()
+
     def refuses(self) -> bool:
         """Whether nobody listens on the port."""
         try:
@@ -667,6 +741,10 @@ class InstallTests(SynchronousTestCase):
         self.assertTrue((tree / "etc/fwdrelay/fwdrelay.env").exists())
         documents = tree / "usr/local/share/doc/fwdrelay"
         self.assertTrue((documents / "systemd.md").exists())
+        self.assertEqual(
+            (documents / "upgrade-on-reload.conf").read_text(),
+            (CHECKOUT / "etc/systemd/upgrade-on-reload.conf").read_text(),
+        )
         self.assertEqual(
             (documents / "fwdrelay.logrotate").read_text(),
             (CHECKOUT / "etc/logrotate.d/fwdrelay").read_text(),

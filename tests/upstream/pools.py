@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 
 from fwdrelay.config import PoolConfig
 from fwdrelay.config.grammar import parse_target
+from fwdrelay.ledger import Ledger
 from fwdrelay.upstream import Pool, Resolver, Target, make_parts
 
 
@@ -23,14 +24,20 @@ def pool_config(*targets: str, **fields: Any) -> PoolConfig:
 
 
 def make_pool(
-    *targets: str, reactor: Any = None, lost: Any = lambda target: None, **fields: Any
+    *targets: str,
+    reactor: Any = None,
+    lost: Any = lambda target: None,
+    ledger: Ledger | None = None,
+    **fields: Any,
 ) -> Pool:
     """
     A pool that has begun; its clock stands still unless `reactor` is one that moves.
+
+    @param ledger: where it counts, if that is not for it alone to do.
     """
     reactor = Clock() if reactor is None else reactor
     config = pool_config(*targets, **fields)
-    pool = Pool(config, make_parts(config, reactor, ()), reactor, Resolver(reactor), lost)
+    pool = Pool(config, make_parts(config, reactor, ()), reactor, Resolver(reactor), lost, ledger)
     pool.start()
     return pool
 

@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from attrs import define, evolve, field
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from fwdrelay.config import DiscoverConfig, HealthConfig
 from fwdrelay.interfaces import Found, IElection
+from fwdrelay.ledger import Ledger
 from fwdrelay.upstream import Pool, Target, make_parts
 from tests.case import SynchronousTestCase
 from tests.upstream.pools import by_host, change, elected, hosts, make_pool
@@ -656,3 +657,262 @@ class DialsTests(SynchronousTestCase):
         counts = a.dials.seconds.counts()
         self.assertEqual((counts.count, counts.total), (2, 1.0))
         self.assertEqual(a.dials.average, 0.2)
+
+
+class SharedTests(SynchronousTestCase):
+    """Several processes, each with a pool of the same name, which count in one ledger."""
+
+    def setUp(self) -> None:
+        self.reactor = Clock()
+        self.reactor.advance(1000)
+        self.ledger = Ledger.create(self.reactor.seconds)
+        self.addCleanup(self.ledger.close)
+
+    def make(self, *targets: str, **fields: Any) -> Pool:
+        """
+        @return: as another process has it.
+        """
+        ledger = Ledger.open(self.ledger.fileno(), self.reactor.seconds)
+        self.addCleanup(ledger.close)
+        return make_pool(*targets, reactor=self.reactor, ledger=ledger, **fields)
+
+    def two(self, *targets: str, **fields: Any) -> tuple[Pool, Pool]:
+        return self.make(*targets, **fields), self.make(*targets, **fields)
+
+    def elect(self, pool: Pool) -> Target:
+        target = pool.elect()
+        assert target is not None
+        return target
+
+    def wait(self, pool: Pool, *tried: Target) -> Waiting:
+        waiter = Waiting(tried)
+        self.assertTrue(pool.wait(waiter))
+        self.reactor.advance(0)
+        return waiter
+
+    def serve(self, seconds: float) -> None:
+        """Let so much time pass, in steps in which everybody may look for a place."""
+        for _ in range(round(seconds * 100)):
+            self.reactor.advance(0.01)
+            self.reactor.advance(0)
+
+    def test_no_more_than_the_limit_are_on_a_pool(self) -> None:
+        one, other = self.two("a:1", "b:1", max_sessions=3)
+        targets = [each.elect() for each in (one, other, other, one, other)]
+        self.assertEqual(hosts(targets), "aab--")
+        self.assertEqual((one.sessions, other.sessions), (1, 2))
+        self.assertEqual(one.why_none(), "the pool has as many sessions as it may")
+        other.release(by_host(other, "b"))
+        self.assertIsNotNone(one.elect())
+        self.assertIsNone(other.elect())
+
+    def test_no_more_than_the_limit_are_on_a_target(self) -> None:
+        targets = ("a:1,max-sessions=2", "b:1,max-sessions=1", "s:1,backup")
+        one, other = self.two(*targets, balance="first")
+        self.assertEqual(hosts(each.elect() for each in (one, other, one, other)), "aabs")
+        self.assertIn("a:1 is full", one.why(by_host(one, "s")))
+        one.release(by_host(one, "a"))
+        self.assertEqual(hosts([other.elect(), other.elect()]), "as")
+
+    def test_a_place_in_the_pool_is_not_kept_for_a_target_that_is_not_there(self) -> None:
+        one, other = self.two("a:1,max-sessions=1", max_sessions=2)
+        self.elect(one)
+        self.assertEqual(hosts(other.elect() for _ in range(5)), "-----")
+        change(one, "a:1", max_sessions=2)
+        self.assertEqual(hosts([one.elect(), one.elect()]), "a-")
+
+    def test_a_limit_that_comes_later_knows_who_is_there(self) -> None:
+        one, other = self.two("a:1", "b:1", balance="first")
+        for each in (one, one, other):
+            self.elect(each)
+        change(other, "a:1,max-sessions=4", "b:1", balance="first", max_sessions=5)
+        self.assertEqual(hosts(other.elect() for _ in range(3)), "ab-")
+        one.release(by_host(one, "a"))
+        self.assertEqual(hosts(other.elect() for _ in range(2)), "a-")
+
+    def test_pools_and_targets_are_told_apart(self) -> None:
+        one = self.make("a:1,max-sessions=1", "b:1,max-sessions=1", name="one")
+        other = self.make("a:1,max-sessions=1", name="other")
+        self.assertEqual(hosts([one.elect(), one.elect(), other.elect()]), "aba")
+
+    def test_who_moves_is_counted_all_the_while(self) -> None:
+        one, other = self.two("a:1,max-sessions=1", max_sessions=1)
+        target = self.elect(one)
+        other.adopt(by_host(other, "a"))
+        one.release(target)
+        self.assertEqual((one.sessions, other.sessions), (0, 1))
+        self.assertIsNone(one.elect())
+        other.release(by_host(other, "a"))
+        self.assertIsNotNone(one.elect())
+
+    def test_without_a_ledger_who_is_adopted_is_counted_too(self) -> None:
+        of = make_pool("a:1,max-sessions=1")
+        of.adopt(by_host(of, "a"))
+        self.assertEqual((of.sessions, of.targets[0].sessions, of.elect()), (1, 1, None))
+
+    def test_a_place_that_another_has_given_back_is_found(self) -> None:
+        one, other = self.two("a:1,max-sessions=1", queue=5.0)
+        target = self.elect(one)
+        waiter = self.wait(other)
+        self.serve(1.0)
+        self.assertIsNone(waiter.target)
+        one.release(target)
+        self.serve(0.1)
+        self.assertIs(waiter.target, by_host(other, "a"))
+        self.assertEqual(self.reactor.getDelayedCalls(), [], "nobody waits")
+
+    def test_places_given_back_here_are_given_at_once(self) -> None:
+        one = self.make("a:1", max_sessions=1, queue=5.0)
+        target = self.elect(one)
+        waiter = self.wait(one)
+        one.release(target)
+        self.reactor.advance(0)
+        self.assertIs(waiter.target, target)
+
+    def test_who_stops_looks_for_no_place(self) -> None:
+        one, other = self.two("a:1", max_sessions=1, queue=5.0)
+        self.elect(one)
+        self.wait(other)
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        other.stop()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_who_has_waited_longer_elsewhere_goes_first(self) -> None:
+        one, other = self.two("a:1", max_sessions=1, queue=5.0)
+        target = self.elect(one)
+        early = self.wait(other)
+        self.serve(0.3)
+        late = self.wait(one)
+        one.release(target)
+        self.serve(0.1)
+        self.assertEqual(hosts([early.target, late.target]), "a-")
+        other.release(by_host(other, "a"))
+        self.serve(0.1)
+        self.assertEqual(hosts([late.target]), "a")
+
+    def test_who_comes_passes_nobody_who_waits_elsewhere(self) -> None:
+        one, other = self.two("a:1", max_sessions=1, queue=5.0)
+        target = self.elect(one)
+        early = self.wait(other)
+        self.serve(0.3)
+        one.release(target)
+        self.assertIsNone(one.elect())
+        self.serve(0.1)
+        self.assertEqual(hosts([early.target]), "a")
+
+    def test_a_place_that_is_not_wanted_elsewhere_is_given_here(self) -> None:
+        one, other = self.two("a:1", "b:1", max_sessions=2, queue=5.0)
+        target = self.elect(one)
+        self.elect(one)
+        for each in other.targets:
+            other.steer(each, "drain", None)
+        early = self.wait(other)
+        self.serve(0.3)
+        late = self.wait(one)
+        one.release(target)
+        self.serve(0.1)
+        self.assertEqual(hosts([early.target, late.target]), "--")
+        self.serve(0.1)
+        self.assertEqual(hosts([early.target, late.target]), "-a")
+        one.release(target)
+        self.assertIsNotNone(one.elect(), "it was let first once")
+
+    def test_one_that_wants_not_every_place_does_not_go_first(self) -> None:
+        one, other = self.two("a:1", "b:1", max_sessions=2, queue=5.0)
+        target = self.elect(one)
+        self.elect(one)
+        self.wait(other, *other.targets)
+        self.serve(0.3)
+        one.release(target)
+        self.assertIs(one.elect(), target)
+
+    def test_neither_process_starves_the_other(self) -> None:
+        pools = self.two("a:1", max_sessions=1, queue=5.0)
+        served = [0, 0]
+        waiting: list[list[Waiting]] = [[], []]
+        open_: list[tuple[Pool, Target]] = []
+        for _ in range(300):
+            for pool, released in open_:
+                pool.release(released)
+            open_.clear()
+            for number, pool in enumerate(pools):
+                while len(waiting[number]) < 20:
+                    waiting[number].append(self.wait(pool))
+            self.serve(0.02)
+            for number, pool in enumerate(pools):
+                for each in [each for each in waiting[number] if each.target is not None]:
+                    waiting[number].remove(each)
+                    served[number] += 1
+                    assert each.target is not None
+                    open_.append((pool, each.target))
+            self.assertLessEqual(len(open_), 1)
+        self.assertGreater(min(served), sum(served) * 0.3)
+        self.assertGreater(sum(served), 200)
+
+    def test_no_limit_is_exceeded(self) -> None:
+        moves = st.lists(
+            st.tuples(
+                st.sampled_from(["come", "end", "leave", "turn", "look"]),
+                st.integers(0, 1),
+                st.integers(0, 99),
+            ),
+            max_size=80,
+        )
+
+        @settings(deadline=None)
+        @given(st.lists(st.integers(0, 3), min_size=1, max_size=3), st.integers(1, 5), moves)
+        def check(of_targets: list[int], of_pool: int, moves: list[tuple[str, int, int]]) -> None:
+            self.reactor = Clock()
+            self.reactor.advance(1000)
+            ledgers = [Ledger.create(self.reactor.seconds)]
+            ledgers.append(Ledger.open(ledgers[0].fileno(), self.reactor.seconds))
+            texts = [f"h{n}:1,max-sessions={limit}" for n, limit in enumerate(of_targets)]
+            fields: dict[str, Any] = {"max_sessions": of_pool, "queue": 5.0}
+            pools = [
+                make_pool(*texts, reactor=self.reactor, ledger=ledger, **fields)
+                for ledger in ledgers
+            ]
+            open_: list[tuple[Pool, Target]] = []
+            waiting: list[tuple[Pool, Waiting]] = []
+            for move, which, number in moves:
+                pool = pools[which]
+                if move == "come":
+                    target = None if pool.waiting else pool.elect()
+                    if target is not None:
+                        open_.append((pool, target))
+                    else:
+                        waiting.append((pool, Waiting()))
+                        pool.wait(waiting[-1][1])
+                elif move == "end" and open_:
+                    mine, target = open_.pop(number % len(open_))
+                    mine.release(target)
+                elif move == "leave" and waiting:
+                    mine, waiter = waiting.pop(number % len(waiting))
+                    mine.leave(waiter)
+                elif move == "turn":
+                    self.reactor.advance(0)
+                elif move == "look":
+                    self.serve(0.3)
+                for mine, waiter in [each for each in waiting if each[1].target is not None]:
+                    waiting.remove((mine, waiter))
+                    assert waiter.target is not None
+                    open_.append((mine, waiter.target))
+                self.assertLessEqual(len(open_), of_pool)
+                for n, limit in enumerate(of_targets):
+                    there = sum(target.config.host == f"h{n}" for _, target in open_)
+                    self.assertLessEqual(there, limit or there)
+            self.serve(1.0)
+            taken = [target for _, target in open_]
+            taken += [waiter.target for _, waiter in waiting if waiter.target is not None]
+            free = len(taken) < of_pool and any(
+                not limit or sum(target.config.host == f"h{n}" for target in taken) < limit
+                for n, limit in enumerate(of_targets)
+            )
+            if free:
+                self.assertEqual(sum(pool.waiting for pool in pools), 0)
+            for pool in pools:
+                pool.stop()
+            for ledger in ledgers:
+                ledger.close()
+
+        check()
