@@ -29,7 +29,7 @@ from .observe.access_log import AccessLog
 from .observe.audience import Audience
 from .observe.feed import Feed
 from .observe.journal import JournalSink
-from .observe.sink import ISink, Sink
+from .observe.sink import Sink
 from .observe.snapshot import Outcome, RelayState
 from .observe.trace import Tracer
 from .parts import Parts, make_parts
@@ -251,7 +251,22 @@ class Relay(Service):
         listener = self.listeners.get(portable.listener)
         if listener is None:
             listener = self._listener_that_was(portable.listener)
-        return listener.adopt(portable, descriptors, self.pools.get(portable.pool))
+        session = listener.adopt(portable, descriptors, self.pools.get(portable.pool))
+        if self._is_unwanted(session):
+            self._reactor.callLater(0, session.cut, Reason.TARGET_DOWN)
+        return session
+
+    def _is_unwanted(self, session: Session) -> bool:
+        """
+        Whether its pool would have closed it here before: its target is down, or no longer configured. One that was
+        discovered may only not be found yet.
+        """
+        pool, target = session.pool, session.target
+        if pool is None or target is None or pool.config.on_target_down != "close":
+            return False
+        if target.removed:
+            return not pool.config.discover
+        return not target.up or target.state == "down"
 
     def _listener_that_was(self, name: str) -> Listener:
         """
@@ -354,6 +369,19 @@ class Relay(Service):
         if self.state == "starting":
             raise NotPossible("the relay is still starting")
         self._stop_process(now)
+
+    def try_change(self, config: Config) -> None:
+        """
+        Look whether `change` would do, as far as that can be known without it.
+
+        @raise FwdrelayError: it would not.
+        """
+        refuse_what_takes_a_restart(self.config, config)
+        make_parts(config, self._reactor)
+        if _log_of(config.relay) != _log_of(self.config.relay):
+            access_log = self._open_access_log(config.relay)
+            if access_log is not None:
+                access_log.close(patience=0.0)
 
     def change(self, config: Config) -> str:
         """
@@ -539,15 +567,7 @@ class Relay(Service):
         self._addresses.close(unused)
 
     def _open_access_log(self, config: RelayConfig) -> AccessLog | None:
-        where = config.access_log
-        if where == "off":
-            return None
-        sink: ISink
-        if where == "journald":
-            sink = JournalSink(self._reactor)
-        else:
-            sink = Sink(self._reactor, None if where == "stdout" else where)
-        return AccessLog(config.access_log_format, sink)
+        return open_access_log(config, self._reactor)
 
     def _write_to(self, log: AccessLog | None) -> None:
         """Sessions are told to this access log from now on."""
@@ -715,6 +735,19 @@ class Relay(Service):
         await self._drained
         if deadline is not None and deadline.active():
             deadline.cancel()
+
+
+def open_access_log(config: RelayConfig, reactor: Any) -> AccessLog | None:
+    """
+    @return: None: there is to be none.
+    @raise CannotOpenLog: it can't be opened.
+    """
+    where = config.access_log
+    if where == "off":
+        return None
+    if where == "journald":
+        return AccessLog(config.access_log_format, JournalSink(reactor))
+    return AccessLog(config.access_log_format, Sink(reactor, None if where == "stdout" else where))
 
 
 def _among(files: Iterable[File], paths: frozenset[str]) -> bool:

@@ -17,11 +17,14 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 from attrs import define, field
 
+from fwdrelay.workers.crew import FIRST_PAUSE, PING_EVERY, SOUND_AFTER
 from tests.scenarios.mixed_load import Failure, MixedLoad
 from tests.scenarios.relay_process import RelayProcess, relaying, wait_until
 
@@ -36,6 +39,7 @@ SPARE_DESCRIPTORS = 16
 """By how many all processes together may differ from one time at rest to another: pipes that wait to be used."""
 UPGRADED = "upgraded in place"
 NOT_UPGRADED = "Not upgraded"
+IN_A_ROW = "times in a row"
 
 
 @define
@@ -45,6 +49,7 @@ class Soak:
 
     @ivar moments: when something was done that young sessions need not survive, by `time.monotonic`.
     @ivar done: how often what was done.
+    @ivar looked_at: how many of the relay's lines were looked at by `rest`.
     """
 
     relay: RelayProcess
@@ -53,6 +58,7 @@ class Soak:
     chance: random.Random
     moments: list[float] = field(factory=list)
     done: Counter[str] = field(factory=Counter)
+    looked_at: int = 0
 
     def someone(self) -> int:
         """A worker that relays; now and then, any."""
@@ -132,6 +138,18 @@ class Soak:
             self.wait_until_whole()
             self.load.wait_until_all_moved()
         time.sleep(self.chance.random() * 3)
+        self.rest()
+
+    def rest(self) -> None:
+        """
+        Where a worker has died again and again, let it become sound: else the next ones are started later and later,
+        and whoever waits at its socket gives up.
+        """
+        lines = self.relay.lines[self.looked_at :]
+        self.looked_at += len(lines)
+        if any(IN_A_ROW in line for line in lines):
+            self.wait_until_whole()
+            time.sleep(4 * FIRST_PAUSE + SOUND_AFTER + 2 * PING_EVERY)
 
     def failures(self) -> list[Failure]:
         """Sessions that should have survived, and have not."""
@@ -172,12 +190,14 @@ def soak(kills: int, sessions: int, workers: int, seed: int, options: list[str])
     started = time.monotonic()
     wrong: list[str] = []
     with (
+        tempfile.TemporaryDirectory(prefix="fwdrelay-soak-") as folder,
         MixedLoad(sessions=sessions, seconds=SECONDS, seed=seed) as load,
         relaying(
             *("--target", load.target, "--workers", str(workers), "--survive-crashes"),
-            *("--access-log", "off", *options),
+            *("--access-log", f"{folder}/access.log", *options),
         ) as relay,
     ):
+        access_log = Path(folder, "access.log")
         before = at_rest(relay, workers)
         load.start(relay.addresses[0])
         load.wait_until_open(sessions // 2)
@@ -192,9 +212,12 @@ def soak(kills: int, sessions: int, workers: int, seed: int, options: list[str])
                     print(f"{summary(run)}; {failed} failed", file=sys.stderr, flush=True)
         except AssertionError as failed_to_come:
             wrong.append(str(failed_to_come))
-        load.stop()
+        load.stop(patience=120.0)
         old = run.failures()
-        wrong += [f"should have survived: {each}" for each in old]
+        lines = access_log.read_text().splitlines() if old else []
+        for each in old:
+            told_of = "; ".join(line for line in lines if f'"client":"{each.client}"' in line)
+            wrong.append(f"should have survived: {each}; the access log: {told_of or 'nothing'}")
         after = before
         if not wrong:
             after = at_rest(relay, workers)

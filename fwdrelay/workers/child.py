@@ -21,6 +21,7 @@ from twisted.logger import Logger, eventFromJSON, globalLogPublisher
 from zope.interface import implementer
 
 from ..observe.snapshot import Counters
+from .renewal import is_whole
 from .talk import Farewell, Hello, Logged, Talk, Told
 
 TALK, KEEPER = 3, 4
@@ -89,6 +90,7 @@ class Child:
     @ivar counters: what it has counted, as it was last known; None: nothing is.
     @ivar missed: how many pings it owes an answer to.
     @ivar revision: of the configuration that it was told of.
+    @ivar drained: whether it was told to, before it ended.
     @ivar status: what waitpid(2) says of its end.
     """
 
@@ -107,6 +109,7 @@ class Child:
         self.reactor = reactor
         self.pid = pid
         self.state: State = "starting"
+        self.drained = False
         self.version = ""
         self.worker = 0
         self.generation = 0
@@ -160,6 +163,7 @@ class Child:
         if not pid:
             return
         self.status = status
+        self.drained = self.state == "draining"
         self.state = "ended"
         self.stop_watching()
         self.hang_up()
@@ -222,7 +226,8 @@ class _SupervisorsTalk(Talk):
 
     @Farewell.responder
     def farewell(self, counters: Counters) -> dict[str, Any]:
-        self._child.counters = counters
+        if is_whole(counters):  # it may be of another version
+            self._child.counters = counters
         return {}
 
 

@@ -18,11 +18,13 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
+from .._version import __version__
 from ..errors import NotPossible, NotThere
 from ..observe.snapshot import Counters, WorkerShown, moment
 from ..words import counted
 from .child import Child, spawn
 from .merging import counted_only, merge_counters
+from .renewal import is_whole
 from .talk import Ask, Gone, Listen, Ping, Unlisten
 
 READY_WITHIN = 60.0
@@ -33,12 +35,20 @@ MISSED = 8
 COUNT_EVERY = 5
 """Pings from one look at what workers have counted to the next: what one had counted since is lost with it."""
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-"""Seconds until a worker that has died is replaced; the first time it is done at once."""
+LONGEST_PAUSE = 10.0
+"""
+Seconds until a worker that has died is replaced; the first time it is done at once. Who was dealt to its socket
+waits for as long.
+"""
+SPARE_AFTER = 5.0
+"""Seconds until a spare process that has died is replaced."""
 SOUND_AFTER = 10.0
 """Seconds that a worker has relayed, after which its death is not taken for one of a row."""
 LOOP = 3
 """Deaths in a row that make a worker unwell."""
+PATIENCE = 4.0
+PATIENCE_WITH_MUTE = 0.5
+"""Seconds that who asks all workers waits for each of them; and for one that owes answers already."""
 
 
 class Ship(Protocol):
@@ -60,8 +70,11 @@ class Ship(Protocol):
     def left(self, child: Child) -> None:
         """It has ended, and was reaped. What it had is anybody's."""
 
-    def takes_over(self, slot: Slot, child: Child) -> bool:
-        """A worker has died: whether somebody else sees to it that there is another one."""
+    def takes_over(self, slot: Slot, end: str) -> bool:
+        """
+        A worker has died, or can't be had; `end` says so in words. Answers whether somebody else sees to it that there
+        is another one.
+        """
 
     def hopeless(self, sentence: str) -> None:
         """No worker of that number can be had, from the start."""
@@ -117,6 +130,7 @@ class Crew:
         self._reactor = reactor
         self._ship = ship
         self._spares = spares
+        self._dismissed = False
         self.children: dict[int, Child] = {}
         self.slots = [Slot(number + 1) for number in range(count)]
         self.spare: Child | None = None
@@ -141,7 +155,15 @@ class Crew:
     @property
     def settled(self) -> bool:
         """Whether nobody is missing, and nobody is about to come."""
-        return self.all_relay and all(
+        return self.all_relay and self.may_be_handed_on
+
+    @property
+    def may_be_handed_on(self) -> bool:
+        """
+        Whether another program could go on with them: some relay, and nobody is about to come. Some may be missing, as
+        those do that die again and again, which new code may be the remedy for.
+        """
+        return any(slot.relays for slot in self.slots) and all(
             child.state in ("running", "draining") or child is self.spare
             for child in self.children.values()
         )
@@ -213,8 +235,13 @@ class Crew:
     def start(self) -> None:
         """Have all of them."""
         self.watch()
+        self.have_all()
+
+    def have_all(self) -> None:
+        """Have a process for each that has none, and is about to get none."""
         for slot in self.slots:
-            self.fill(slot)
+            if slot.child is None and slot.starting is None:
+                self.fill(slot)
 
     def watch(self) -> None:
         """See that those there are live."""
@@ -264,7 +291,8 @@ class Crew:
         if child is None:
             child = self._spawn()
         if child is None:
-            self._fill_later(slot)
+            if not self._ship.takes_over(slot, "can't be started"):
+                self._fill_later(slot)
             return
         slot.child = child
         child.worker = slot.number
@@ -273,6 +301,9 @@ class Crew:
 
     def _fill_later(self, slot: Slot) -> None:
         slot.deaths += 1
+        if not self.begun and slot.deaths >= LOOP:
+            self._ship.hopeless(f"worker {slot.number} can't be started: see above for why")
+            return
         pause = 0.0
         if slot.deaths > 1:
             pause = min(FIRST_PAUSE * 2.0 ** (slot.deaths - 2), LONGEST_PAUSE)
@@ -307,11 +338,18 @@ class Crew:
 
     def have_spare(self) -> None:
         """Where sessions survive, a process waits to go on with them at once."""
-        if self._spares and self._ship.wants_workers and self.spare is None and self.settled:
+        wanted = self._spares and not self._dismissed and self._ship.wants_workers
+        if wanted and self.spare is None and self.settled:
             self.spare = self._spawn()
 
+    def want_spare(self) -> None:
+        """Have one again."""
+        self._dismissed = False
+        self.have_spare()
+
     async def dismiss_spare(self) -> None:
-        """Have none, and none that has not been reaped."""
+        """Have none, and none that has not been reaped, until `want_spare`."""
+        self._dismissed = True
         spare, self.spare = self.spare, None
         if spare is not None:
             spare.kill()
@@ -328,12 +366,14 @@ class Crew:
         slot = self.slot_of(child)
         if child is self.spare:
             self.spare = None
-            self._reactor.callLater(LONGEST_PAUSE, self.have_spare)
+            self._reactor.callLater(SPARE_AFTER, self.have_spare)
         elif slot is not None:
             slot.child = None
-            if self._ship.wants_workers and not self._ship.takes_over(slot, child):
+            if self._ship.wants_workers and not self._ship.takes_over(slot, child.end):
                 self._replace(slot, child)
-        elif child.worker and child.status and self._ship.wants_workers:
+        else:
+            self.have_spare()
+        if child.drained and child.status:
             self.log.warn(
                 "Worker {worker} ({pid}), which was leaving, {end}.",
                 worker=child.worker,
@@ -356,9 +396,6 @@ class Crew:
         self.restarts += 1
         if self._is_sound(child):
             slot.deaths = 0
-        if not self.begun and slot.deaths + 1 >= LOOP:
-            self._ship.hopeless(f"worker {slot.number} can't be started: see above for why")
-            return
         self._fill_later(slot)
 
     def _is_sound(self, child: Child) -> bool:
@@ -404,9 +441,10 @@ class Crew:
         if self._pings % COUNT_EVERY == 0:
             Deferred.fromCoroutine(self.ask("counters")).addErrback(lambda failure: None)
         unwell = self.unwell
-        if self._was_unwell and not unwell:
+        if self._was_unwell and self.all_relay:
             self.log.info("All is well again, {text}.", text=self.text)
-        self._was_unwell = unwell
+            self._was_unwell = ""
+        self._was_unwell = self._was_unwell or unwell
         for slot in self.slots:
             if slot.child is not None and slot.relays and self._is_sound(slot.child):
                 slot.deaths = 0
@@ -421,7 +459,7 @@ class Crew:
     async def ask(self, method: str, *arguments: Any) -> list[Any]:
         """See `fwdrelay.workers.together.Supervised`, as for the two that follow."""
         members = self.members
-        asked = [Deferred.fromCoroutine(_ask(child, method, arguments)) for child in members]
+        asked = [Deferred.fromCoroutine(self._ask(child, method, arguments)) for child in members]
         answers: list[Any] = await gatherResults(asked, consumeErrors=True).addErrback(_first)
         if method == "counters":
             for child, answer in zip(members, answers, strict=True):
@@ -433,13 +471,30 @@ class Crew:
         nothing: NotThere | None = None
         for child in self.members:
             try:
-                answer = await _ask(child, method, arguments)
+                answer = await self._ask(child, method, arguments)
             except NotThere as wrong:
                 nothing = wrong
                 continue
             if answer is not None:
                 return answer
         raise nothing or NotPossible("no worker relays just now")
+
+    async def _ask(self, child: Child, method: str, arguments: Iterable[Any]) -> Any:
+        """
+        @return: None: it can't answer, or does not for too long. It hears of it nonetheless, should it go on.
+        """
+        asked = Deferred.fromCoroutine(
+            child.talk.ask(Ask, method=method, arguments=tuple(arguments))
+        )
+        asked.addTimeout(PATIENCE if child.missed <= 1 else PATIENCE_WITH_MUTE, self._reactor)
+        try:
+            answer = await asked
+        except Gone:
+            return None
+        said = answer["answer"]
+        if (method == "counters" or child.version != __version__) and not is_whole(said):
+            return None  # an old one that drains says it in another form
+        return said
 
     def listen(
         self, what: str, arguments: tuple[Any, ...], tell: Callable[[Any], object]
@@ -460,17 +515,6 @@ class Crew:
         found = self._listened.get(number)
         if found is not None:
             found[2](event)
-
-
-async def _ask(child: Child, method: str, arguments: Iterable[Any]) -> Any:
-    """
-    @return: None: it can't answer.
-    """
-    try:
-        answer = await child.talk.ask(Ask, method=method, arguments=tuple(arguments))
-    except Gone:
-        return None
-    return answer["answer"]
 
 
 def _first(failure: Any) -> Any:

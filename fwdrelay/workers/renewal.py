@@ -318,20 +318,22 @@ def unpacked(text: str) -> Any:
         value = pickle.loads(base64.b64decode(text))
     except Exception:  # it may be anything that another version had
         return None
-    return value if _is_whole(value) else None
+    return value if is_whole(value) else None
 
 
-def _is_whole(value: object) -> bool:
-    """Whether all its classes have today's attributes: pickle looks for none."""
+def is_whole(value: object) -> bool:
+    """
+    @return: whether all its classes have today's attributes: pickle looks for none.
+    """
     if attrs.has(type(value)):
         missing = object()
         kind: Any = type(value)
         parts = [getattr(value, each.name, missing) for each in attrs.fields(kind)]
-        return all(part is not missing and _is_whole(part) for part in parts)
+        return all(part is not missing and is_whole(part) for part in parts)
     if isinstance(value, Mapping):
-        return all(_is_whole(key) and _is_whole(each) for key, each in value.items())
+        return all(is_whole(key) and is_whole(each) for key, each in value.items())
     if isinstance(value, list | tuple | set | frozenset):
-        return all(map(_is_whole, value))
+        return all(map(is_whole, value))
     return True
 
 

@@ -32,6 +32,7 @@ from ..frontend import Key, keys
 from ..ledger import Ledger
 from ..observe.snapshot import Counters, Outcome, RelayState, WorkerShown
 from ..process.sdnotify import Notifier
+from ..relay import open_access_log
 from ..reloading import Reloads, refuse_what_takes_a_restart, told, try_reload
 from ..words import some
 from . import renewal
@@ -267,7 +268,7 @@ class Supervisor(Service):
             await child.talk.ask(
                 Begin,
                 worker=child.worker,
-                config=self._config_of_workers,
+                config=_for_workers(self.config),
                 sockets=sockets,
                 descriptors=[*descriptors, self._ledger.fileno()],
             )
@@ -275,7 +276,8 @@ class Supervisor(Service):
                 arguments = (pool, target, state, weight)
                 await child.talk.ask(Ask, method="steer_if_there", arguments=arguments)
         except Gone:
-            return False  # its end is told of otherwise
+            child.kill()  # if it has not ended: what it could not answer is in the log
+            return False
         except (FwdrelayError, ValueError) as failed:
             self.log.error(
                 "Worker {worker} can't begin: {failed}", worker=child.worker, failed=failed
@@ -321,11 +323,12 @@ class Supervisor(Service):
             self._ledger.recount()
 
     def hopeless(self, sentence: str) -> None:
+        self.log.error("Stopping: {sentence}.", sentence=sentence)
         self._fail(sentence)
 
-    def takes_over(self, slot: Slot, child: Child) -> bool:
+    def takes_over(self, slot: Slot, end: str) -> bool:
         if self._upgrading and self._old:
-            self._upgrade_failed(f"worker {child.worker} of the new ones {child.end}")
+            self._upgrade_failed(f"worker {slot.number} of the new ones {end}")
             return True
         return False
 
@@ -349,12 +352,6 @@ class Supervisor(Service):
                 sockets.append((key, owned, len(found)))
                 descriptors += [each.fileno() for each in found]
         return tuple(sockets), descriptors
-
-    @property
-    def _config_of_workers(self) -> Config:
-        """They serve no API, and have no workers themselves."""
-        relay = attrs.evolve(self.config.relay, admin="off", admin_token_file="", workers=0)
-        return attrs.evolve(self.config, relay=relay)
 
     def _status_text(self) -> str:
         doing = {"starting": "starting", "running": "relaying"}.get(self.state, "draining")
@@ -417,14 +414,13 @@ class Supervisor(Service):
         before, config = self.config, read()
         refuse_what_takes_a_restart(before, config)
         bound = self._sockets.bind(config, config.relay.workers)
-        self.config = config
         try:
-            await self._try_change()
+            await self._try_change(config)
         except BaseException:
-            self.config = before
             self._sockets.close(bound)
             raise
         # From here on nothing can go wrong: a worker that can't follow is replaced.
+        self.config = config
         self._revision += 1
         for child in self._crew.members:
             if child.state == "running":
@@ -438,14 +434,16 @@ class Supervisor(Service):
         self.log.info("The configuration is in force: {changed}.", changed=changed)
         return changed
 
-    async def _try_change(self) -> None:
+    async def _try_change(self, config: Config) -> None:
         """
+        @param config: what is in force as soon as nobody has anything against it, and not before: who begins
+            meanwhile begins with what is.
         @raise FwdrelayError: a worker has something against it.
         """
         for child in self._crew.members:
             if child.state == "running":
                 try:
-                    answer = await child.talk.ask(Try, config=self._config_of_workers)
+                    answer = await child.talk.ask(Try, config=_for_workers(config))
                 except Gone:
                     continue  # its successor begins with what is in force then
                 if answer["wrong"]:
@@ -455,11 +453,14 @@ class Supervisor(Service):
         sockets, descriptors = self._sockets_of(child, bound)
         try:
             await child.talk.ask(
-                Change, config=self._config_of_workers, sockets=sockets, descriptors=descriptors
+                Change,
+                config=_for_workers(self.config),
+                sockets=sockets,
+                descriptors=descriptors,
             )
-        except Gone:
-            pass
         except (FwdrelayError, ValueError) as failed:
+            if isinstance(failed, Gone) and child.talk.over:
+                return
             self.log.error(
                 "Worker {worker} can't follow the change of the configuration, and is replaced: {failed}",
                 worker=child.worker,
@@ -489,7 +490,7 @@ class Supervisor(Service):
         if self._upgrading:
             self.log.warn("Not upgraded: an upgrade is under way already.")
             return succeed(None)
-        if self.state != "running" or not self._crew.settled:
+        if self.state != "running" or not self._crew.may_be_handed_on:
             doing = "stopping" if self.state == "draining" else "still starting workers"
             self.log.warn("Not upgraded: the relay is {doing}.", doing=doing)
             return succeed(None)
@@ -502,6 +503,7 @@ class Supervisor(Service):
         self._upgrading = False
 
     async def _upgrade(self) -> None:
+        self._crew.stop()  # those that die again and again come back afterwards, one way or the other
         await self._crew.dismiss_spare()
         wrong = self._command.impossible or await renewal.rehearse(
             self._reactor, self._command, self._left_behind({}), self._handed_on()
@@ -546,12 +548,11 @@ class Supervisor(Service):
         """
         renewal.hold()
         await deferLater(self._reactor, 0)
-        if self.state == "running" and self._crew.settled:
+        if self.state == "running" and self._crew.may_be_handed_on:
+            self._crew.stop()
             return ""
         renewal.unblock()
-        return (
-            "not all workers relay any more" if self.state == "running" else "the relay is stopping"
-        )
+        return "a worker has died meanwhile" if self.state == "running" else "the relay is stopping"
 
     async def _offer_other_ways(self) -> dict[int, socket.socket]:
         """
@@ -575,7 +576,8 @@ class Supervisor(Service):
     def _not_upgraded(self, why: str) -> None:
         self._upgrading = False
         self.log.error("Not upgraded: {why}. All goes on as it was.", why=why.rstrip("."))
-        self._crew.have_spare()
+        self._crew.have_all()
+        self._crew.want_spare()
 
     def _left_behind(self, ways: dict[int, int]) -> dict[str, Any]:
         """
@@ -689,11 +691,12 @@ class Supervisor(Service):
         for slot in self._crew.slots:
             slot.cancel()
             new, slot.child = slot.child, old.get(slot.number)
-            if new is not None:
+            if new is not None and new.state == "running":
+                self._send_away(new)  # somebody may have come to it already
+            elif new is not None:
                 new.worker = 0
                 new.kill()
-            if slot.child is None:  # there are to be more than there were
-                self._crew.fill(slot)
+        self._crew.have_all()  # there may be to be more than there were
         self._crew.begun = True
         self._is_ready()
 
@@ -752,6 +755,12 @@ class Supervisor(Service):
             child.kill()
 
 
+def _for_workers(config: Config) -> Config:
+    """They serve no API, and have no workers themselves."""
+    relay = attrs.evolve(config.relay, admin="off", admin_token_file="", workers=0)
+    return attrs.evolve(config, relay=relay)
+
+
 def _where_to(config: Config, name: str) -> str:
     """
     @return: where sessions of that listener go, in words.
@@ -787,3 +796,6 @@ def try_to_go_on(config: Config, before: dict[str, Any]) -> None:
         before=before,
     )
     supervisor._go_on_from(before)
+    access_log = open_access_log(config.relay, reactor)
+    if access_log is not None:
+        access_log.close(patience=0.0)

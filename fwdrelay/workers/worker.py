@@ -38,9 +38,7 @@ from ..errors import ConfigErrors, FwdrelayError
 from ..frontend import Inherited, Key
 from ..ledger import Ledger
 from ..observe.sink import PatientOutput
-from ..parts import make_parts
 from ..relay import Membership, Relay
-from ..reloading import refuse_what_takes_a_restart
 from ..steering import Steering
 from .child import KEEPER, TALK, join
 from .keeping import Keeping, raise_limit
@@ -280,8 +278,7 @@ class _WorkersTalk(Talk):
     @Try.responder
     def try_(self, config: Config) -> dict[str, Any]:
         try:
-            refuse_what_takes_a_restart(self._worker.relays().config, config)
-            make_parts(config, self._worker.reactor)
+            self._worker.relays().try_change(config)
         except ConfigErrors as wrong:
             return {"wrong": tuple(map(str, wrong.errors))}
         return {"wrong": ()}

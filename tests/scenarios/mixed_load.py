@@ -50,6 +50,7 @@ class Failure:
     @ivar client: the address that the relay knows the client by.
     @ivar begun: when the client began to connect; `opened`: when the upstream had answered, None if it never did;
         `at`: when it failed.
+    @ivar ends: which ends had ended, and which had heard of it.
     @ivar up: bytes that the upstream had; `down`: that the client had; what was sent is at least as much.
     """
 
@@ -64,6 +65,7 @@ class Failure:
     sent_up: int
     sent_down: int
     number: int
+    ends: Sequence[str] = ()
 
     @property
     def age(self) -> float:
@@ -82,7 +84,8 @@ class Failure:
         opened = "never opened" if self.opened is None else f"opened at {self.opened:.3f}"
         return (
             f"{self.kind} #{self.number} of {self.client}, {opened}, failed at {self.at:.3f} (age {self.age:.3f}s): "
-            f"{self.error}; up {self.up} of {self.sent_up}, down {self.down} of {self.sent_down} bytes"
+            f"{self.error}; up {self.up} of {self.sent_up}, down {self.down} of {self.sent_down} bytes; "
+            f"{', '.join(self.ends) or 'no end was said'}"
         )
 
 

@@ -31,6 +31,8 @@ BLOCK = 1 << 16
 READ = 1 << 17
 PATIENCE = 30.0
 """Seconds without any progress where there should be some."""
+WELCOME = 90.0
+"""Seconds until a relay has let a client through that it has accepted, or will when a worker is there again."""
 TOLD_EVERY = 0.05
 _TAIL = random.Random(7).randbytes(BLOCK - 16)
 
@@ -363,7 +365,9 @@ class Traffic:
             if self._rate:
                 sends = Pace(16 << 10, (16 << 10) / self._rate)
         elif reads.piece:
-            reads = attrs.evolve(reads, pause=seconds * reads.piece / max(up or 1, down or 1))
+            length = max(up or 1, down or 1)
+            piece = min(reads.piece, length // PIECES + 1)
+            reads = Pace(piece, seconds * piece / length)
         elif not kind.echo:
             sends = Pace(max(up or 1, down or 1) // PIECES + 1, seconds / PIECES)
         return Session(
@@ -397,7 +401,7 @@ class Traffic:
                 session.address = address_of(sock)
                 hello = HEADER.pack(MAGIC, session.number, session.seed)
                 await patiently(self._loop.sock_sendall(sock, hello), "to be taken")
-                if await self._exactly(sock, HEADER.size) != hello:
+                if await self._exactly(sock, HEADER.size, WELCOME) != hello:
                     raise Wrong("another session's answer")
                 session.opened = time.monotonic()
                 await self._talk(session, session.client, sock, chance)
@@ -558,10 +562,11 @@ class Traffic:
         end.total = end.sent
         sock.shutdown(socket.SHUT_WR)
 
-    async def _exactly(self, sock: socket.socket, count: int) -> bytes:
+    async def _exactly(self, sock: socket.socket, count: int, patience: float = PATIENCE) -> bytes:
         data = b""
         while len(data) < count:
-            some = await patiently(self._loop.sock_recv(sock, count - len(data)), "for an answer")
+            receiving = self._loop.sock_recv(sock, count - len(data))
+            some = await patiently(receiving, "for an answer", patience)
             if not some:
                 raise Wrong(f"an end after {len(data)} bytes of the greeting")
             data += some
@@ -593,17 +598,28 @@ class Traffic:
                 "sent_up": session.client.sent,
                 "sent_down": session.server.sent,
                 "number": session.number,
+                "ends": [
+                    f"{end.name} {what}"
+                    for end in (session.client, session.server)
+                    for what, so in (
+                        ("has ended", end.total is not None),
+                        ("has heard the other's end", end.heard_end.is_set()),
+                    )
+                    if so
+                ],
             }
         )
 
 
-async def patiently(waiting: Coroutine[Any, Any, Any], what: str) -> Any:
+async def patiently(
+    waiting: Coroutine[Any, Any, Any], what: str, patience: float = PATIENCE
+) -> Any:
     """What is awaited, if that comes in time."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             return await waiting
     except TimeoutError:
-        raise Wrong(f"waited {PATIENCE:g}s {what}") from None
+        raise Wrong(f"waited {patience:g}s {what}") from None
 
 
 def told(wrong: Exception) -> str:

@@ -14,6 +14,7 @@ from tests.scenarios.relay_process import (
     Upstream,
     read_all,
     read_exactly,
+    read_until_reset,
     relaying,
     wait_until,
 )
@@ -166,9 +167,11 @@ class UpgradeTests(Scenario, every_pump=False):
             done = False
 
             def serve() -> None:
-                while not done:
+                asked = b""
+                while asked != b"last":
                     with upstream.accept() as server:
-                        server.sendall(read_exactly(server, 4))
+                        asked = read_exactly(server, 4)
+                        server.sendall(asked)
 
             def ask() -> int:
                 count = 0
@@ -255,6 +258,21 @@ class UpgradeTests(Scenario, every_pump=False):
             server.sendall(b"z")
             self.assertEqual(read_exactly(client, 1), b"z")
 
+    def test_one_that_dies_again_and_again_does_not_hinder_it(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.pump.spliced", 'sys.argv[0].endswith("worker.py") and os._exit(3)'
+        )
+        with (
+            Upstream() as upstream,
+            relaying_with(2, "--target", upstream.target, environ=environ) as (relay, workers),
+        ):
+            flag.touch()
+            os.kill(workers.pids()[0], signal.SIGKILL)
+            relay.wait_for(lambda line: "started again in 2 s" in line)
+            flag.unlink()
+            self.assertIn("upgraded in place", workers.upgrade())
+            wait_until(lambda: len(workers.pids()) == 2)
+
     def test_without_workers_it_is_refused(self) -> None:
         with (
             Upstream() as upstream,
@@ -325,6 +343,10 @@ class ConfigurationTests(Scenario, every_pump=False):
                     (text.replace('pool = "there"', 'pool = "where"'), "where"),
                     (text.replace("workers = 1", "workers = 0"), "workers"),
                     (text + "[[listener", "not TOML"),
+                    (
+                        text.replace("[relay]", '[relay]\naccess_log = "/no/such/log"'),
+                        "/no/such/log",
+                    ),
                 ):
                     relay.write(wrong)
                     line = workers.upgrade()
@@ -363,3 +385,21 @@ class ConfigurationTests(Scenario, every_pump=False):
                 server.sendall(b"y")
                 self.assertEqual(read_exactly(client, 1), b"y")
                 wait_until(lambda: len(workers.sessions()) == 1)
+
+    def test_sessions_of_a_target_that_is_no_more(self) -> None:
+        with Upstream() as upstream, Upstream() as another:
+            text = _CONFIG.format(workers=1, pool="there", target=upstream.target)
+            text += 'on_target_down = "close"\n'
+            with (
+                ConfiguredRelay(self.path("relay.toml"), text) as relay,
+                self.session(relay, upstream) as (client, server),
+            ):
+                workers = Workers(relay)
+                self.assertIn("upgraded", workers.upgrade())
+                client.sendall(b"x")
+                self.assertEqual(read_exactly(server, 1), b"x")
+                relay.write(text.replace(upstream.target, another.target))
+                self.assertIn("upgraded", workers.upgrade())
+                read_until_reset(client)
+                read_until_reset(server)
+                self.assertEqual(relay.ended()[0]["reason"], "target-down")

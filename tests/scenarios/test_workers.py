@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -180,6 +181,20 @@ class WorkersTests(Scenario, every_pump=False):
             self.assertEqual(read_exactly(server, 1), b"x")
             self.assertEqual(workers.pids(), [pid])
 
+    def test_the_others_are_spoken_for_while_one_stands_still(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying_with(2, "--target", upstream.target) as (_, workers),
+        ):
+            still = workers.pids()[0]
+            os.kill(still, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                self.assertIn(b"sessions_active", workers.admin.ask("GET", "/metrics").body)
+                self.assertLess(time.monotonic() - began, 8)
+            finally:
+                os.kill(still, signal.SIGCONT)
+
     def test_an_address_that_somebody_has_is_an_error(self) -> None:
         with (
             Upstream() as upstream,
@@ -295,5 +310,11 @@ class ReloadTests(Scenario, every_pump=False):
             more = _CONFIG.format(target=upstream.target).replace("workers = 2", "workers = 3")
             told = relay.reload(more, "Nothing was changed")
             self.assertTrue(any("3 takes an upgrade in place" in line for line in told), told)
+            nowhere = self.path("no-such-folder") / "access.log"
+            more = _CONFIG.format(target=upstream.target).replace(
+                "[relay]", f'[relay]\naccess_log = "{nowhere}"'
+            )
+            told = relay.reload(more, "Nothing was changed")
+            self.assertTrue(any("cannot write the access log" in line for line in told), told)
             client.sendall(b"x")
             self.assertEqual(read_exactly(server, 1), b"x")
