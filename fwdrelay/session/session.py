@@ -58,6 +58,8 @@ _LONGEST_FIRST_BYTES_LOOK = 1.0
 # SO_LINGER, socket(7): what the last close of a socket says by itself.
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _END_AT_CLOSE = struct.pack("ii", 0, 0)
+# As plain numbers: where there are workers, each session asks for it twice.
+_SOCKET, _LINGER = int(socket.SOL_SOCKET), int(socket.SO_LINGER)
 
 
 class IKeeping(Protocol):
@@ -353,7 +355,7 @@ class Session:
         for side in (self.client, self.upstream):
             if side is not None and not side.gone:
                 with contextlib.suppress(OSError):
-                    side.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, what)
+                    side.transport.getHandle().setsockopt(_SOCKET, _LINGER, what)
 
     # What outlives this process.
 

@@ -442,7 +442,8 @@ class Crew:
             Deferred.fromCoroutine(self.ask("counters")).addErrback(lambda failure: None)
         unwell = self.unwell
         if self._was_unwell and self.all_relay:
-            self.log.info("All is well again, {text}.", text=self.text)
+            workers = counted(len(self.slots), "worker")
+            self.log.info("All is well again, with {workers}.", workers=workers)
             self._was_unwell = ""
         self._was_unwell = self._was_unwell or unwell
         for slot in self.slots:
@@ -465,6 +466,7 @@ class Crew:
             for child, answer in zip(members, answers, strict=True):
                 if answer is not None:
                     child.counters = answer
+                    child.sessions = answer.totals.sessions
         return [answer for answer in answers if answer is not None]
 
     async def ask_first(self, method: str, *arguments: Any) -> Any:

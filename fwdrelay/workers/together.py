@@ -1,7 +1,7 @@
 """
 All workers as their API sees them: one relay, looked at and steered.
 
-How workers are asked is their supervisor's affair (`Crew`); how what they say becomes one answer is
+How workers are asked is their supervisor's affair (`Supervised`); how what they say becomes one answer is
 `merging`'s.
 """
 
@@ -48,7 +48,7 @@ from .merging import (
 )
 
 
-class Crew(Protocol):
+class Supervised(Protocol):
     """What is needed of a supervisor."""
 
     @property
@@ -138,10 +138,10 @@ class Together:
     @ivar told: the counters that were told last, which none of the next go below.
     """
 
-    def __init__(self, crew: Crew, clock: Any) -> None:
-        self._crew = crew
+    def __init__(self, supervised: Supervised, clock: Any) -> None:
+        self._supervised = supervised
         self._clock = clock
-        self._began = clock.seconds() - (time.time() - crew.started)
+        self._began = clock.seconds() - (time.time() - supervised.started)
         self.told: Counters = nothing_counted()
         self._feed = Feed(clock)
         self._deaf: Callable[[], None] | None = None
@@ -150,82 +150,82 @@ class Together:
     @property
     def state(self) -> RelayState:
         """`starting`, `running` or `draining`."""
-        return self._crew.state
+        return self._supervised.state
 
     @property
     def unwell(self) -> str:
         """Why it is not as it should be, in a sentence; empty: it is."""
-        return self._crew.unwell
+        return self._supervised.unwell
 
     # What it is and does.
 
     async def status(self) -> Status:
         """See `fwdrelay.admin.Administered`, as for all that follow."""
-        crew = self._crew
-        statuses: list[Status] = await crew.ask("status")
+        supervised = self._supervised
+        statuses: list[Status] = await supervised.ask("status")
         counters = await self.counters()
-        last = crew.last_reload
+        last = supervised.last_reload
         return Status(
             version=__version__,
             pid=os.getpid(),
-            state=crew.state,
-            started=moment(crew.started),
+            state=supervised.state,
+            started=moment(supervised.started),
             uptime=round(self._clock.seconds() - self._began, 3),
             workers=counters.workers,
             listeners=merge_listeners(statuses, counters),
             totals=counters.totals,
             reloads=Reloads(
-                success=crew.reloads["success"],
-                failure=crew.reloads["failure"],
+                success=supervised.reloads["success"],
+                failure=supervised.reloads["failure"],
                 last=None if last is None else moment(last[0]),
                 last_result=None if last is None else last[1],  # type: ignore[arg-type]
             ),
             access_log_dropped=counters.access_log_dropped,
-            unwell=crew.unwell,
+            unwell=supervised.unwell,
         )
 
     async def counters(self) -> Counters:
-        crew = self._crew
+        supervised = self._supervised
         # From before the question: who answers it, and is gone then, is not among them yet.
-        departed = crew.departed
-        living: list[Counters] = await crew.ask("counters")
+        departed = supervised.departed
+        living: list[Counters] = await supervised.ask("counters")
         now = counted_only(self.told)  # as long as nobody can be asked, nothing is counted
         if living:
             now = with_departed(merge_counters(living), departed)
         now = at_least(now, self.told)
-        last = crew.last_reload
+        last = supervised.last_reload
         self.told = evolve(
             now,
-            reloads=dict(crew.reloads),
+            reloads=dict(supervised.reloads),
             last_reload_failed=last is not None and last[1] == "failure",
-            draining=crew.state == "draining",
-            workers=crew.workers(),
-            worker_restarts=crew.restarts,
-            registrations_refused=crew.refused,
+            draining=supervised.state == "draining",
+            workers=supervised.workers(),
+            worker_restarts=supervised.restarts,
+            registrations_refused=supervised.refused,
         )
         return self.told
 
     # Sessions.
 
     async def sessions(self, wanted: SessionsWanted) -> SessionsShown:
-        return merge_sessions(await self._crew.ask("sessions", wanted), wanted.limit)
+        return merge_sessions(await self._supervised.ask("sessions", wanted), wanted.limit)
 
     async def end_session(self, session: str) -> SessionShown:
-        ended: SessionShown = await self._crew.ask_first("end_session", session)
+        ended: SessionShown = await self._supervised.ask_first("end_session", session)
         return ended
 
     # Pools.
 
     async def pools(self) -> tuple[PoolShown, ...]:
-        return merge_pools(await self._crew.ask("pools"))
+        return merge_pools(await self._supervised.ask("pools"))
 
     async def steer_target(
         self, pool: str, target: str, state: TargetState | None, weight: int | None
     ) -> TargetShown:
         asked = pool, target, state, weight
-        found = [each for each in await self._crew.ask("steer_if_there", *asked) if each]
+        found = [each for each in await self._supervised.ask("steer_if_there", *asked) if each]
         if not found:  # why not is said in a worker's words
-            found = [await self._crew.ask_first("steer_target", *asked)]
+            found = [await self._supervised.ask_first("steer_target", *asked)]
         former_state, former_weight = self.steered.get((pool, target), (None, None))
         self.steered[pool, target] = (state or former_state, weight or former_weight)
         return merge_targets(found)
@@ -235,24 +235,24 @@ class Together:
     async def reload(self) -> Outcome:
         if self.state == "draining":
             raise NotPossible("the relay is stopping: the configuration is not read again")
-        return await self._crew.reload()
+        return await self._supervised.reload()
 
     async def check(self) -> Outcome:
-        return await self._crew.check()
+        return await self._supervised.check()
 
     def drain(self, *, now: bool = False) -> None:
-        self._crew.drain(now=now)
+        self._supervised.drain(now=now)
 
     # Who looks on.
 
     @property
     def events_skipped(self) -> int:
-        return self._crew.events_skipped + self._feed.skipped
+        return self._supervised.events_skipped + self._feed.skipped
 
     def subscribe(self, tell: Callable[[SessionEvent], object]) -> Callable[[], None]:
         leave_feed = self._feed.subscribe(tell)
         if self._deaf is None:
-            self._deaf = self._crew.listen("events", (), self._hear)
+            self._deaf = self._supervised.listen("events", (), self._hear)
 
         def leave() -> None:
             leave_feed()
@@ -270,4 +270,4 @@ class Together:
     def trace(
         self, clients: Networks | None, tell: Callable[[TraceStep], object]
     ) -> Callable[[], None]:
-        return self._crew.listen("trace", (clients,), tell)
+        return self._supervised.listen("trace", (clients,), tell)

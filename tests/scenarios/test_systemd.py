@@ -18,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
 from collections.abc import Callable
 from pathlib import Path
@@ -459,6 +460,50 @@ class ServiceTests(SynchronousTestCase):
         self.machine.do("systemctl", "enable", "--now", "fwdrelay.socket")
         for _ in range(4):
             self.session()
+
+    def upgrade(self) -> None:
+        """What docs/systemd.md tells the operator, until all is said of it."""
+        before = self.machine.journal("fwdrelay").count("upgraded in place")
+        self.machine.do("systemctl", "kill", "--kill-whom=main", "--signal=USR2", "fwdrelay")
+        until(
+            lambda: self.machine.journal("fwdrelay").count("upgraded in place") > before,
+            "the upgrade",
+        )
+
+    def test_an_upgraded_service_is_the_same_unit_and_drains_when_stopped(self) -> None:
+        self.drop_in("fwdrelay.service", "[Service]\nWatchdogSec=5s\n")
+        self.relay_to_upstream("--workers", "2", "--survive-crashes")
+        main = self.machine.show("fwdrelay", "MainPID")
+        client, upstream = self.session()
+        self.upgrade()
+        time.sleep(7)  # the new program feeds the watchdog, too
+        self.assert_relayed(client, upstream)
+        self.assertEqual(self.machine.show("fwdrelay", "MainPID"), main)
+        self.assertEqual(self.machine.show("fwdrelay", "ActiveState"), "active")
+        self.assertEqual(self.machine.show("fwdrelay", "NRestarts"), "0")
+        self.machine.do("systemctl", "stop", "--no-block", "fwdrelay")
+        self.until_state("deactivating")
+        until(self.refuses, "refusal of new connections")
+        self.assert_finishes(client, upstream)
+        self.until_state("inactive")
+        self.assertEqual(self.machine.show("fwdrelay", "Result"), "success")
+
+    def test_an_upgrade_keeps_the_socket_that_systemd_holds(self) -> None:
+        self.configure(
+            *("--listen", "systemd:domain=INET6:index=0", "--target", target(self.upstream)),
+            *("--workers", "2", "--survive-crashes", "--admin", "unix:/run/fwdrelay/admin.sock"),
+        )
+        self.machine.do("systemctl", "enable", "--now", "fwdrelay.socket")
+        client, upstream = self.session()
+        for _ in range(2):
+            self.upgrade()
+            self.assert_relayed(client, upstream)
+            self.assert_finishes(*self.session())
+        until(lambda: sum(self.workers().values()) == 1, "the session to be kept")
+        for pid in self.workers():
+            self.machine.do("kill", "-KILL", str(pid))
+        self.assert_finishes(*self.session())
+        self.assert_finishes(client, upstream)
 
     def refuses(self) -> bool:
         """Whether nobody listens on the port."""

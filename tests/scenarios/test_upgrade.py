@@ -158,6 +158,20 @@ class UpgradeTests(Scenario, every_pump=False):
             self.assertEqual(read_all(client), b"")
             wait_until(lambda: not is_there(before))
 
+    def test_what_cannot_move_is_cut_when_the_drain_time_is_over(self) -> None:
+        options = ("--pump", "buffered", "--drain-timeout", "1s")
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--target", upstream.target, *options) as (relay, workers),
+            self.session(relay, upstream) as (client, server),
+        ):
+            (before,) = workers.pids()
+            self.assertIn("upgraded", workers.upgrade())
+            read_until_reset(client)
+            read_until_reset(server)
+            self.assertEqual(relay.ended()[0]["reason"], "drain-timeout")
+            wait_until(lambda: not is_there(before))
+
     def test_nobody_is_refused_meanwhile(self) -> None:
         with (
             Upstream() as upstream,

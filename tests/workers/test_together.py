@@ -34,7 +34,7 @@ from fwdrelay.observe.snapshot import (
 )
 from fwdrelay.observe.trace import TraceStep
 from fwdrelay.workers.merging import counted_only, merge_counters, nothing_counted
-from fwdrelay.workers.together import Crew, Together
+from fwdrelay.workers.together import Supervised, Together
 from tests.admin.relays import OPENED, POOL, SESSION, STATUS, STEP, TARGET
 from tests.case import SynchronousTestCase
 from tests.workers.test_merging import counters, histogram, listener, target
@@ -124,9 +124,9 @@ class Worker:
 
 
 @define
-class FakeCrew:
+class FakeSupervised:
     """
-    A `Crew`.
+    A `Supervised`.
 
     @ivar living: its workers.
     @ivar last: what each has counted, when it was asked last.
@@ -206,7 +206,7 @@ class FakeCrew:
             self.departed = merge_counters([self.departed, counted_only(last)])
 
 
-_: type[Crew] = FakeCrew
+_: type[Supervised] = FakeSupervised
 
 
 def session(name: str, started: int, **fields: Any) -> SessionShown:
@@ -219,8 +219,8 @@ class TogetherTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.one, self.two = Worker(1), Worker(2)
-        self.crew = FakeCrew([self.one, self.two])
-        self.together = Together(self.crew, self.clock)
+        self.supervised = FakeSupervised([self.one, self.two])
+        self.together = Together(self.supervised, self.clock)
 
     def of(self, asked: Awaitable[Any]) -> Any:
         """What comes of it."""
@@ -236,19 +236,19 @@ class SeeingTests(TogetherTestCase):
     def test_it_is_what_the_api_asks(self) -> None:
         administered: Administered = self.together
         self.assertEqual((administered.state, administered.unwell), ("running", ""))
-        self.crew.unwell = "worker 2 has died"
+        self.supervised.unwell = "worker 2 has died"
         self.assertEqual(administered.unwell, "worker 2 has died")
 
     def test_status(self) -> None:
         self.one.bytes_up, self.one.ended, self.one.open = 10, 1, [session("s-1", 1)]
         self.two.bytes_up, self.two.ended = 5, 2
-        self.crew.departed = counters(
+        self.supervised.departed = counters(
             listener(bytes_up=100, let_in=4, rejected={"rate": 1}),
             totals=evolve(NO_TOTALS, bytes_up=1000, sessions_total=9),
         )
-        self.crew.reloads.update({"success": 2, "failure": 1})
-        self.crew.last_reload = 1767323046.0, "failure"
-        self.crew.unwell = "worker 2 has died"
+        self.supervised.reloads.update({"success": 2, "failure": 1})
+        self.supervised.last_reload = 1767323046.0, "failure"
+        self.supervised.unwell = "worker 2 has died"
         self.clock.advance(5)
         status = self.of(self.together.status())
         (web,) = status.listeners
@@ -268,7 +268,7 @@ class SeeingTests(TogetherTestCase):
             status.totals,
             Totals(sessions=1, sessions_total=13, rejected_total=0, bytes_up=1015, bytes_down=0),
         )
-        self.assertEqual(status.workers, self.crew.workers())
+        self.assertEqual(status.workers, self.supervised.workers())
         self.assertEqual(status.unwell, "worker 2 has died")
         self.assertEqual((status.pid, status.started), (os.getpid(), "2026-01-02T03:04:05.678Z"))
         self.assertEqual(
@@ -280,16 +280,16 @@ class SeeingTests(TogetherTestCase):
         self.assertEqual(round(self.of(self.together.status()).uptime - status.uptime, 3), 1.5)
 
     def test_what_the_supervisor_knows_is_counted_there(self) -> None:
-        self.crew.restarts, self.crew.refused = 4, 5
-        self.crew.reloads["success"] = 6
-        self.crew.last_reload = 1.0, "failure"
-        self.crew.state = "draining"
+        self.supervised.restarts, self.supervised.refused = 4, 5
+        self.supervised.reloads["success"] = 6
+        self.supervised.last_reload = 1.0, "failure"
+        self.supervised.state = "draining"
         told = self.of(self.together.counters())
         self.assertEqual((told.worker_restarts, told.registrations_refused), (4, 5))
         self.assertEqual((told.reloads, told.last_reload_failed), ({"success": 6}, True))
         self.assertEqual((told.draining, told.queues), (True, {"web": 2}))
-        self.assertEqual(told.workers, self.crew.workers())
-        self.crew.last_reload = 2.0, "success"
+        self.assertEqual(told.workers, self.supervised.workers())
+        self.supervised.last_reload = 2.0, "success"
         self.assertFalse(self.of(self.together.counters()).last_reload_failed)
 
     def test_sessions(self) -> None:
@@ -309,7 +309,7 @@ class SeeingTests(TogetherTestCase):
         self.assertEqual((found.up, found.cause, found.sessions), (False, "refused", 2))
 
     def test_nobody_is_there(self) -> None:
-        self.crew.living = []
+        self.supervised.living = []
         status = self.of(self.together.status())
         self.assertEqual((status.listeners, status.totals.sessions), ((), 0))
         self.assertEqual(self.of(self.together.pools()), ())
@@ -356,34 +356,34 @@ class ActingTests(TogetherTestCase):
         self.assertEqual(self.of(self.together.check()), Outcome(False, errors=("a",)))
         self.together.drain()
         self.together.drain(now=True)
-        self.assertEqual(self.crew.asked, ["reload", "check", "drain", "cut"])
+        self.assertEqual(self.supervised.asked, ["reload", "check", "drain", "cut"])
 
     def test_one_that_stops_does_not_reload(self) -> None:
-        self.crew.state = "draining"
+        self.supervised.state = "draining"
         self.assertIn("is stopping", self.wrong(self.together.reload(), NotPossible))
-        self.assertEqual(self.crew.asked, [])
+        self.assertEqual(self.supervised.asked, [])
 
 
 class ListeningTests(TogetherTestCase):
     def tell(self, event: SessionEvent) -> None:
         """As a worker does."""
-        for what, _, tell in list(self.crew.listening):
+        for what, _, tell in list(self.supervised.listening):
             if what == "events":
                 tell(event)
 
     def test_several_share_what_the_workers_tell(self) -> None:
         heard: list[list[Any]] = [[], []]
         leave = [self.together.subscribe(each.append) for each in heard]
-        self.assertEqual([what for what, *_ in self.crew.listening], ["events"])
+        self.assertEqual([what for what, *_ in self.supervised.listening], ["events"])
         self.tell(OPENED)
         leave[0]()
         leave[0]()
         self.tell(OPENED)
         self.assertEqual([len(each) for each in heard], [1, 2])
         leave[1]()
-        self.assertEqual(self.crew.listening, [])
+        self.assertEqual(self.supervised.listening, [])
         self.together.subscribe(heard[0].append)()
-        self.assertEqual(self.crew.listening, [])
+        self.assertEqual(self.supervised.listening, [])
 
     def test_no_more_is_told_than_of_one_process(self) -> None:
         heard: list[Any] = []
@@ -398,12 +398,12 @@ class ListeningTests(TogetherTestCase):
     def test_traces(self) -> None:
         clients, heard = Networks([]), list[TraceStep]()
         leave = self.together.trace(clients, heard.append)
-        ((what, arguments, tell),) = self.crew.listening
+        ((what, arguments, tell),) = self.supervised.listening
         self.assertEqual((what, arguments), ("trace", (clients,)))
         tell(STEP)
         self.assertEqual(heard, [STEP])
         leave()
-        self.assertEqual(self.crew.listening, [])
+        self.assertEqual(self.supervised.listening, [])
 
 
 def scraped(told: Counters) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -424,12 +424,12 @@ class DyingTests(TogetherTestCase):
         self.one.bytes_up, self.one.ended, self.one.open = 10, 1, [session("s-1", 1)]
         self.two.bytes_up = 5
         before = self.of(self.together.counters())
-        self.crew.die(self.one)
+        self.supervised.die(self.one)
         after = self.of(self.together.counters())
         self.assertEqual(scraped(after), scraped(before))
         ((web,), (found,)) = after.listeners, after.targets
         self.assertEqual((web.active, found.sessions, after.queues), (0, 0, {"web": 1}))
-        self.crew.living.append(Worker(1, bytes_up=1))
+        self.supervised.living.append(Worker(1, bytes_up=1))
         (web,) = self.of(self.together.counters()).listeners
         self.assertEqual(web.bytes_up, 16)
 
@@ -437,8 +437,8 @@ class DyingTests(TogetherTestCase):
         self.one.bytes_up = 10
         self.two.bytes_up = 5
         self.of(self.together.counters())
-        self.crew.last.clear()
-        self.crew.die(self.one)
+        self.supervised.last.clear()
+        self.supervised.die(self.one)
         for relayed, expected in ((5, 15), (12, 15), (16, 16)):
             self.two.bytes_up = relayed
             (web,) = self.of(self.together.counters()).listeners
@@ -448,11 +448,11 @@ class DyingTests(TogetherTestCase):
         self.one.bytes_up, self.one.ended, self.one.open = 10, 1, [session("s-1", 1)]
         before = self.of(self.together.counters())
         for each in (self.one, self.two):
-            self.crew.die(each)
+            self.supervised.die(each)
         meanwhile = self.of(self.together.counters())
         self.assertEqual(scraped(meanwhile), scraped(before))
         self.assertEqual((meanwhile.listeners[0].active, meanwhile.queues), (0, {}))
-        self.crew.living.append(Worker(1, bytes_up=1))
+        self.supervised.living.append(Worker(1, bytes_up=1))
         (web,) = self.of(self.together.counters()).listeners
         self.assertEqual((web.bytes_up, web.let_in), (11, 2))
 
@@ -462,7 +462,7 @@ class DyingTests(TogetherTestCase):
         self.two.slow = Deferred()
         asked = Deferred.fromCoroutine(self.together.counters())
         self.assertNoResult(asked)
-        self.crew.die(self.one)
+        self.supervised.die(self.one)
         self.two.slow.callback(None)
         (web,) = self.successResultOf(asked).listeners
         self.assertEqual(web.bytes_up, 15)
@@ -477,13 +477,13 @@ class DyingTests(TogetherTestCase):
         )
     )
     def test_whatever_happens(self, story: list[tuple[str, int]]) -> None:
-        one, crew = Worker(1), FakeCrew()
-        crew.living.append(one)
-        together = Together(crew, Clock())
+        one, supervised = Worker(1), FakeSupervised()
+        supervised.living.append(one)
+        together = Together(supervised, Clock())
         before: dict[Any, float] = {}
         for number, (what, which) in enumerate([*story, ("ask", 0)]):
             if what == "start":
-                crew.living.append(Worker(number + 2))
+                supervised.living.append(Worker(number + 2))
             elif what == "ask":
                 now = scraped(self.of(together.counters()))
                 for series, value in before.items():
@@ -491,9 +491,9 @@ class DyingTests(TogetherTestCase):
                 before = now
             elif what == "status":
                 totals = self.of(together.status()).totals
-                self.assertGreaterEqual(totals.bytes_up, sum(w.bytes_up for w in crew.living))
-            elif crew.living:
-                worker = crew.living[which % len(crew.living)]
+                self.assertGreaterEqual(totals.bytes_up, sum(w.bytes_up for w in supervised.living))
+            elif supervised.living:
+                worker = supervised.living[which % len(supervised.living)]
                 if what == "relay":
                     worker.bytes_up += 1 + which
                 elif what == "open":
@@ -502,4 +502,4 @@ class DyingTests(TogetherTestCase):
                     worker.open.pop()
                     worker.ended += 1
                 elif what == "die":
-                    crew.die(worker)
+                    supervised.die(worker)
