@@ -515,6 +515,8 @@ def rehearsed(environ: MutableMapping[str, str], config: Config) -> str:
         importlib.import_module(_SUPERVISOR).try_to_go_on(config, envelope["state"])
     except ValueError as wrong:
         return str(wrong)
+    except SyntaxError as broken:  # which tells its file's name without the folder by itself
+        return f"{type(broken).__name__}: {broken.msg} ({broken.filename}, line {broken.lineno})"
     except Exception as broken:
         return " ".join(f"{type(broken).__name__}: {broken}".split())
     return ""

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 STATUS_EVERY = 5.0
 RECOUNT_AFTER = 0.1
 """Seconds from a worker's death until it is looked whether its sessions are others' now."""
+_COMM = "/proc/self/comm"
 GRACE = 10.0
 """Seconds that workers have to end after the drain time-out, before they are killed."""
 
@@ -588,6 +589,7 @@ class Supervisor(Service):
         now = self._reactor.seconds()
         address, admin = self._admin_before
         return {
+            "called": _what_this_process_is_called(),
             "started": self.started,
             "generation": self._generation,
             "ledger": self._ledger.fileno(),
@@ -629,6 +631,7 @@ class Supervisor(Service):
         @param before: see `_left_behind`.
         """
         relay = self.config.relay
+        _call_this_process(before["called"])
         self._generation = before["generation"] + 1
         try:
             self._ledger = Ledger.open(before["ledger"])
@@ -753,6 +756,23 @@ class Supervisor(Service):
                 pid=child.pid,
             )
             child.kill()
+
+
+def _what_this_process_is_called() -> str:
+    """
+    @return: what ps(1) and killall(1) know it by: see `/proc/pid/comm` in proc(5).
+    """
+    try:
+        with open(_COMM) as comm:
+            return comm.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _call_this_process(name: str) -> None:
+    """An interpreter that was executed by itself is called after that, and not after its script."""
+    with suppress(OSError), open(_COMM, "w") as comm:
+        comm.write(name)
 
 
 def _for_workers(config: Config) -> Config:

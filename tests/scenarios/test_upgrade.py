@@ -34,6 +34,12 @@ sys.meta_path.insert(0, Broken())
 """
 
 
+def comm(pid: int) -> str:
+    """What that process is called."""
+    with open(f"/proc/{pid}/comm") as name:
+        return name.read()
+
+
 class UpgradeTests(Scenario, every_pump=False):
     def breaking(self, module: str, deed: str) -> tuple[Path, dict[str, str]]:
         """
@@ -93,6 +99,23 @@ class UpgradeTests(Scenario, every_pump=False):
             totals = workers.admin.get("/v1/status")["totals"]
             self.assertEqual(totals["sessions_total"], 21)
             self.assertEqual(totals["bytes_up"], 8 * 60 * MB + 12 * 5 + 3)
+
+    def test_its_name_stays(self) -> None:
+        folder = Path(self.folder())
+        (folder / "sitecustomize.py").write_text(
+            "import os\n"
+            "if 'FWDRELAY_RENEWAL' not in os.environ:\n"
+            "    with open('/proc/self/comm', 'w') as comm:\n"
+            "        comm.write('a-name')\n"
+        )
+        environ = {"PYTHONPATH": str(folder)}
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--target", upstream.target, environ=environ) as (relay, workers),
+        ):
+            self.assertEqual(comm(relay.pid), "a-name\n")
+            self.assertIn("upgraded", workers.upgrade())
+            self.assertEqual(comm(relay.pid), "a-name\n")
 
     def test_half_closed_sessions_go_on(self) -> None:
         with (

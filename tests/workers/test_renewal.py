@@ -774,6 +774,7 @@ class Rehearsals(TestCase):
         self.ledger = Ledger.create()
         self.addCleanup(self.ledger.close)
         self.state: dict[str, Any] = {
+            "called": "",
             "started": 0.0,
             "generation": 3,
             "ledger": self.ledger.fileno(),
@@ -815,7 +816,7 @@ class Rehearsals(TestCase):
             (
                 "workers/worker.py",
                 "this is no Python\n",
-                "SyntaxError: invalid syntax (worker.py, line 1)",
+                "/fwdrelay/workers/worker.py, line 1)",
             ),
             (
                 "tap.py",
