@@ -788,8 +788,9 @@ def _where_to(config: Config, name: str) -> str:
     listener = next(each for each in config.listeners if each.name == name)
     pools = {pool.name: pool for pool in config.pools}
     named = dict.fromkeys([listener.pool, *(route.pool for route in listener.routes)])
+    known = "demo" if config.demo else "no targets yet"
     return "; ".join(
-        f"pool {pool}: {some([target.label for target in pools[pool].targets]) or 'no targets yet'}"
+        f"pool {pool}: {some([target.label for target in pools[pool].targets]) or known}"
         for pool in named
         if pool
     )

@@ -205,6 +205,14 @@ class WorkersTests(Scenario, every_pump=False):
             with relaying_with(2, "--port", port, "--target", upstream.target, listen=False):
                 pass
 
+    def test_the_demonstration(self) -> None:
+        with relaying_with(2, "--demo") as (relay, _):
+            self.assertTrue(any("for pool main: demo" in line for line in relay.lines))
+            for _ in range(6):
+                with relay.connect() as client:
+                    client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    self.assertIn(b"200 OK", read_exactly(client, 20))
+
     def test_limits_hold_over_all_of_them(self) -> None:
         with (
             Upstream() as upstream,
