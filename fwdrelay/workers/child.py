@@ -89,7 +89,6 @@ class Child:
     @ivar started: when, by the clock.
     @ivar counters: what it has counted, as it was last known; None: nothing is.
     @ivar missed: how many pings it owes an answer to.
-    @ivar revision: of the configuration that it was told of.
     @ivar drained: whether it was told to, before it ended.
     @ivar status: what waitpid(2) says of its end.
     """
@@ -114,9 +113,8 @@ class Child:
         self.worker = 0
         self.generation = 0
         self.started: float = reactor.seconds()
-        self.sessions = self.kept = self.skipped = self.missed = 0
+        self.sessions = self.skipped = self.missed = 0
         self.counters: Counters | None = None
-        self.revision = -1
         self.status: int | None = None
         self._ended = ended
         self.said = said
@@ -188,7 +186,9 @@ class Child:
         assert self.status is not None
         code = os.waitstatus_to_exitcode(self.status)
         if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
+            with suppress(ValueError):  # those for real-time programs have no names of their own
+                return f"was killed by {signal.Signals(-code).name}"
+            return f"was killed by signal {-code}"
         return f"has ended with status {code}"
 
 

@@ -303,6 +303,8 @@ class Supervisor(Service):
             self._is_ready()
 
     def _is_ready(self) -> None:
+        if self.state == "draining":  # it was told to stop meanwhile
+            return
         self.state = "running"
         self._told = self._status_text()
         self._notifier.ready(self._told)
@@ -502,6 +504,13 @@ class Supervisor(Service):
     def _upgrade_broke(self, failure: Any) -> None:
         self.log.failure("An upgrade went wrong in a way it never should", failure)
         self._upgrading = False
+        renewal.unblock()
+        self._keeper.resume()
+        if self._admin is None:
+            self._serve_admin()
+        self._crew.have_all()
+        self._crew.want_spare()
+        self._is_ready()
 
     async def _upgrade(self) -> None:
         self._crew.stop()  # those that die again and again come back afterwards, one way or the other

@@ -205,6 +205,16 @@ class WorkersTests(Scenario, every_pump=False):
             with relaying_with(2, "--port", port, "--target", upstream.target, listen=False):
                 pass
 
+    def test_whatever_signal_kills_it(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--target", upstream.target) as (relay, workers),
+        ):
+            for number, said in ((signal.SIGABRT, "SIGABRT"), (signal.SIGRTMIN + 1, "signal ")):
+                os.kill(workers.pids()[0], number)
+                relay.wait_for(lambda line, said=said: f"it was killed by {said}" in line)  # type: ignore[misc]
+                wait_until(lambda: len(workers.pids()) == 1)
+
     def test_the_demonstration(self) -> None:
         with relaying_with(2, "--demo") as (relay, _):
             self.assertTrue(any("for pool main: demo" in line for line in relay.lines))
