@@ -163,8 +163,13 @@ class Crew:
         Whether another program could go on with them: some relay, and nobody is about to come. Some may be missing, as
         those do that die again and again, which new code may be the remedy for.
         """
-        return any(slot.relays for slot in self.slots) and all(
-            child.state in ("running", "draining") or child is self.spare
+        return any(slot.relays for slot in self.slots) and not self.is_filling
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether there is a process that does not relay yet, and is to."""
+        return any(
+            child.state not in ("running", "draining") and child is not self.spare
             for child in self.children.values()
         )
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from ..admin import AdminServer
 
 STATUS_EVERY = 5.0
+LOOK_AGAIN = 0.1
+"""Seconds from one look whether workers have started to the next."""
 RECOUNT_AFTER = 0.1
 """Seconds from a worker's death until it is looked whether its sessions are others' now."""
 _COMM = "/proc/self/comm"
@@ -115,6 +117,9 @@ class Supervisor(Service):
         self._admin_before: tuple[str, socket.socket | None] = ("", None)
         """Where the API was served until a renewal, and what listens there still."""
         self._upgrading = False
+        """Whether this process is about to be renewed."""
+        self._taking_over = False
+        """Whether it was renewed, and its workers do not all relay yet."""
         self._missing = ""
         """What the renewed supervisor could not have, so that the old workers go on."""
         self._old: list[Child] = []
@@ -244,7 +249,7 @@ class Supervisor(Service):
             self._watchdog.start(self._notifier.watchdog_interval)
         if self._before is not None:
             self._before = None
-            self._upgrading = True
+            self._taking_over = True
             self._keeper.resume()
         if self._missing and self._old:
             self._upgrade_failed(self._missing)
@@ -296,7 +301,7 @@ class Supervisor(Service):
         self._keeper.may_receive(child.pid, True)
         if self.state == "draining" or not self._crew.all_relay:
             return
-        if self._upgrading:
+        if self._taking_over:
             self._upgraded()
         elif self.state == "starting":
             self.log.info("fwdrelay {version} is ready.", version=__version__)
@@ -330,7 +335,7 @@ class Supervisor(Service):
         self._fail(sentence)
 
     def takes_over(self, slot: Slot, end: str) -> bool:
-        if self._upgrading and self._old:
+        if self._taking_over and self._old:
             self._upgrade_failed(f"worker {slot.number} of the new ones {end}")
             return True
         return False
@@ -366,6 +371,20 @@ class Supervisor(Service):
             self._told = text
             self._notifier.status(text)
 
+    # What has to wait for workers that start: a signal that asks for it comes but once.
+
+    @property
+    def _is_beginning(self) -> bool:
+        """Whether workers have not all relayed yet, in this process."""
+        return self.state == "starting" or self._taking_over
+
+    async def _wait_while(self, busy: Callable[[], bool], what: str) -> None:
+        """Wait for as long as that is so, and the relay does not stop."""
+        if busy():
+            self.log.info("{what} waits until workers have started.", what=what)
+        while busy() and self.state != "draining":
+            await deferLater(self._reactor, LOOK_AGAIN)
+
     # Reload.
 
     def reopen_logs(self) -> None:
@@ -384,12 +403,10 @@ class Supervisor(Service):
         return self._changing.run(lambda: Deferred.fromCoroutine(self._reload()))
 
     async def _reload(self) -> Outcome:
+        await self._wait_while(lambda: self._is_beginning, "Reading the configuration")
         if self.state == "draining":
             self.log.warn("The configuration is not read again: the relay is stopping.")
             return Outcome(False, errors=("the relay is stopping",))
-        if self.state == "starting" or self._upgrading:
-            self.log.warn("The configuration is not read again: workers are still starting.")
-            return Outcome(False, errors=("workers are still starting: try again in a moment",))
         if self._read is None:
             return self._reloads.done(await self._reread())
         read = self._read
@@ -490,12 +507,8 @@ class Supervisor(Service):
 
         @return: fires where this process is not renewed.
         """
-        if self._upgrading:
+        if self._upgrading or self._taking_over:
             self.log.warn("Not upgraded: an upgrade is under way already.")
-            return succeed(None)
-        if self.state != "running" or not self._crew.may_be_handed_on:
-            doing = "stopping" if self.state == "draining" else "still starting workers"
-            self.log.warn("Not upgraded: the relay is {doing}.", doing=doing)
             return succeed(None)
         self._upgrading = True
         upgrading = self._changing.run(lambda: Deferred.fromCoroutine(self._upgrade()))
@@ -513,6 +526,15 @@ class Supervisor(Service):
         self._is_ready()
 
     async def _upgrade(self) -> None:
+        crew = self._crew
+        await self._wait_while(lambda: self._is_beginning or crew.is_filling, "The upgrade")
+        if self.state != "running" or not crew.may_be_handed_on:
+            self._upgrading = False
+            why = (
+                "no worker relays just now" if self.state == "running" else "the relay is stopping"
+            )
+            self.log.warn("Not upgraded: {why}.", why=why)
+            return
         self._crew.stop()  # those that die again and again come back afterwards, one way or the other
         await self._crew.dismiss_spare()
         wrong = self._command.impossible or await renewal.rehearse(
@@ -682,7 +704,7 @@ class Supervisor(Service):
 
     def _upgraded(self) -> None:
         """All of this generation relay: those of the last one may leave."""
-        self._upgrading = False
+        self._taking_over = False
         old, self._old = self._old, []
         self.log.info(
             "fwdrelay {version} is ready, upgraded in place; handing over: {who}.",
@@ -697,7 +719,7 @@ class Supervisor(Service):
 
     def _upgrade_failed(self, why: str) -> None:
         """Those of the last generation go on as if nothing had been."""
-        self._upgrading = False
+        self._taking_over = False
         self.log.error("Not upgraded: {why}. The old workers go on.", why=why)
         old, self._old = {child.worker: child for child in self._old}, []
         for slot in self._crew.slots:

@@ -241,12 +241,12 @@ class RelayProcess:
             raise AssertionError(f"ended with {self.process.returncode}; it printed:\n{output}")
 
     def kill(self) -> None:
-        """SIGKILL, for cleaning up."""
+        """SIGKILL, for cleaning up. Processes that it leaves behind may have its output open still."""
         self._stopped = True
         self._unheld.set()
         self.process.kill()
         self.process.wait()
-        self._reader.join()
+        self._reader.join(PATIENCE)
 
 
 def _children(pid: int) -> list[int]:

@@ -463,12 +463,16 @@ class ServiceTests(SynchronousTestCase):
 
     def upgrade(self) -> None:
         """What docs/systemd.md tells the operator, until all is said of it."""
-        before = self.machine.journal("fwdrelay").count("upgraded in place")
+        before = len(self.machine.journal("fwdrelay"))
+
+        def said() -> list[str]:
+            return re.findall(
+                "Not upgraded|upgraded in place", self.machine.journal("fwdrelay")[before:]
+            )
+
         self.machine.do("systemctl", "kill", "--kill-whom=main", "--signal=USR2", "fwdrelay")
-        until(
-            lambda: self.machine.journal("fwdrelay").count("upgraded in place") > before,
-            "the upgrade",
-        )
+        until(said, "the upgrade")
+        self.assertEqual(said(), ["upgraded in place"], self.machine.journal("fwdrelay"))
 
     def test_an_upgraded_service_is_the_same_unit_and_drains_when_stopped(self) -> None:
         self.drop_in("fwdrelay.service", "[Service]\nWatchdogSec=5s\n")

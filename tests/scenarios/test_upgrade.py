@@ -23,11 +23,23 @@ from tests.scenarios.test_workers import is_there
 from tests.scenarios.workers import Workers, relaying_with
 
 _BREAKS = """
-import os, sys
+import os, signal, sys, time
+
+FLAG = {flag!r}
+
+def wait():
+    parent = os.getppid()
+    while os.path.exists(FLAG) and os.getppid() == parent:
+        time.sleep(0.02)
+
+def signal_supervisor():
+    os.remove(FLAG)
+    os.kill(os.getppid(), signal.SIGHUP)
+    os.kill(os.getppid(), signal.SIGUSR2)
 
 class Broken:
     def find_spec(self, name, path=None, target=None):
-        if name == {module!r} and os.path.exists({flag!r}):
+        if name == {module!r} and os.path.exists(FLAG):
             {deed}
 
 sys.meta_path.insert(0, Broken())
@@ -243,6 +255,60 @@ class UpgradeTests(Scenario, every_pump=False):
             relay.wait_for(lambda line: "upgraded in place" in line)
             client.sendall(b"x")
             self.assertEqual(read_exactly(server, 1), b"x")
+
+    def test_one_that_is_asked_for_while_a_worker_starts_waits_for_it(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.pump.spliced", 'sys.argv[0].endswith("worker.py") and wait()'
+        )
+        with (
+            Upstream() as upstream,
+            relaying_with(2, "--target", upstream.target, environ=environ) as (relay, workers),
+            self.session(relay, upstream) as (client, server),
+        ):
+            flag.touch()
+            (pid,) = [each["pid"] for each in workers.rows() if not each["sessions"]]
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: any(each["state"] == "starting" for each in workers.rows()))
+            relay.signal(signal.SIGUSR2)
+            relay.wait_for(lambda line: "The upgrade waits until workers have started." in line)
+            flag.unlink()
+            relay.wait_for(lambda line: "upgraded in place" in line)
+            client.sendall(b"x")
+            self.assertEqual(read_exactly(server, 1), b"x")
+
+    def test_what_is_asked_for_while_the_relay_starts_waits(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.pump.spliced", 'sys.argv[0].endswith("worker.py") and signal_supervisor()'
+        )
+        flag.touch()
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--target", upstream.target, environ=environ) as (relay, _),
+        ):
+            relay.wait_for(lambda line: "upgraded in place" in line)
+            self.assertFalse(flag.exists())
+            relay.wait_for(lambda line: "Reading the configuration waits until" in line)
+            relay.wait_for(lambda line: "There is no configuration file to read again" in line)
+            with self.session(relay, upstream) as (client, server):
+                client.sendall(b"x")
+                self.assertEqual(read_exactly(server, 1), b"x")
+
+    def test_a_worker_that_dies_during_the_rehearsal_is_replaced_before(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.workers.supervisor", '"--check" in sys.argv and wait()'
+        )
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--target", upstream.target, environ=environ) as (relay, workers),
+        ):
+            flag.touch()
+            relay.signal(signal.SIGUSR2)
+            relay.wait_for(lambda line: "SIGUSR2: upgrading" in line)
+            workers.kill(workers.pids()[0])
+            (replacement,) = workers.pids()
+            flag.unlink()
+            line = relay.wait_for(lambda line: "upgraded in place" in line)
+            self.assertIn(f"handing over: worker 1 ({replacement}).", line)
 
     def test_stopping_after_one(self) -> None:
         with (
