@@ -530,10 +530,10 @@ class Supervisor(Service):
         await self._wait_while(lambda: self._is_beginning or crew.is_filling, "The upgrade")
         if self.state != "running" or not crew.may_be_handed_on:
             self._upgrading = False
-            why = (
-                "no worker relays just now" if self.state == "running" else "the relay is stopping"
-            )
-            self.log.warn("Not upgraded: {why}.", why=why)
+            if self.state == "running":
+                self.log.warn("Not upgraded: no worker relays just now.")
+            else:
+                self.log.warn("Not upgraded: the relay is stopping.")
             return
         self._crew.stop()  # those that die again and again come back afterwards, one way or the other
         await self._crew.dismiss_spare()
