@@ -94,6 +94,8 @@ class Watch(TestResultDecorator):
         self.descriptors = open_descriptors()
         self.threads = set(threading.enumerate())
         self.success = False
+        # The collector need not look through all that was there before, at the end of each test.
+        gc.freeze()
 
     def addSuccess(self, test: unittest.SynchronousTestCase) -> None:
         self.success = True
@@ -110,6 +112,7 @@ class Watch(TestResultDecorator):
                 self._originalReporter.addError(test, Failure(LeftBehind("; ".join(found))))
             else:
                 self._originalReporter.addSuccess(test)
+        gc.unfreeze()
         self._originalReporter.stopTest(test)
 
     def left_behind(self) -> Iterator[str]:
