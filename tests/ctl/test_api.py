@@ -25,7 +25,7 @@ from fwdrelay.ctl.exits import (
 )
 from tests.case import SynchronousTestCase
 from tests.ctl.fake_relay import CtlTestCase, FakeRelay, Reply, refusal, stream
-from tests.scenarios.relay_process import unused_port
+from tests.scenarios.programs import free_port
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ class AskingTests(CtlTestCase):
 
     def test_ipv6(self) -> None:
         with self.assertRaises(NoRelay) as raised:
-            Api(f"[::1]:{unused_port()}").ask("GET", "/")
+            Api(f"[::1]:{free_port()}").ask("GET", "/")
         self.assertIn("no relay answers at [::1]:", str(raised.exception))
 
 
@@ -141,7 +141,7 @@ class NobodyTests(CtlTestCase):
         path = str(self.folder() / "a.sock")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(path)
-        for admin in (f"unix:{path}", f"127.0.0.1:{unused_port()}"):
+        for admin in (f"unix:{path}", f"127.0.0.1:{free_port()}"):
             failure = self.failure(admin)
             self.assertIsInstance(failure, NoRelay)
             self.assertIn(f"{admin}: connection refused; is it running", str(failure))

@@ -27,7 +27,7 @@ from tests.ctl.fake_relay import (
     stream,
 )
 from tests.ctl.test_tracing import STEP
-from tests.scenarios.relay_process import unused_port
+from tests.scenarios.programs import free_port
 
 
 class LookingTests(CtlTestCase):
@@ -416,7 +416,7 @@ class DrainTests(CtlTestCase):
 
 class EdgesTests(CtlTestCase):
     def test_no_relay(self) -> None:
-        os.environ["FWDRELAY_ADMIN"] = admin = f"127.0.0.1:{unused_port()}"
+        os.environ["FWDRELAY_ADMIN"] = admin = f"127.0.0.1:{free_port()}"
         told = f"no relay answers at {admin}: connection refused; is it running with --admin?"
         for words in (
             ("status",),

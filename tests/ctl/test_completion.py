@@ -12,8 +12,7 @@ from attrs import evolve
 
 from fwdrelay.ctl import completion
 from tests.ctl.fake_relay import POOL, SESSION, TARGET, CtlTestCase, Reply, document
-from tests.scenarios.programs import find
-from tests.scenarios.relay_process import unused_port
+from tests.scenarios.programs import find, free_port
 
 # What bash has where nobody has changed it.
 BREAKS = " \t\n\"'><=;|&(:"
@@ -93,7 +92,7 @@ class LinesTests(CompletionTestCase):
             self.assertEqual(self.complete(f"fwdrelayctl {line}"), ["db/a:80"])
 
     def test_no_relay_is_nothing_to_speak_of(self) -> None:
-        for admin in ("unix:/nonexistent", f"127.0.0.1:{unused_port()}", "nonsense"):
+        for admin in ("unix:/nonexistent", f"127.0.0.1:{free_port()}", "nonsense"):
             os.environ["FWDRELAY_ADMIN"] = admin
             self.assertEqual(self.complete("fwdrelayctl target drain "), [])
             self.assertEqual(self.complete("fwdrelayctl kill "), [])

@@ -383,14 +383,6 @@ class Upstream:
         self.socket.close()
 
 
-def unused_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on (just now)."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def read_all(sock: socket.socket) -> bytes:
     """All bytes up to the peer's end; a reset is an error (`ConnectionResetError`)."""
     chunks = []

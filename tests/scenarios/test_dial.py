@@ -6,6 +6,7 @@ import os
 import socket
 import unittest
 
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     RelayProcess,
     Upstream,
@@ -13,7 +14,6 @@ from tests.scenarios.relay_process import (
     read_exactly,
     read_until_reset,
     reset,
-    unused_port,
     wait_until,
 )
 from tests.scenarios.scenario import MB, Scenario, Unanswering, chunks, is_root
@@ -28,7 +28,7 @@ def wait_until_dialing(relay: RelayProcess) -> None:
 
 
 def refusing() -> str:
-    return f"127.0.0.1:{unused_port()}"
+    return f"127.0.0.1:{free_port()}"
 
 
 class DialFailures(Scenario):
@@ -244,7 +244,7 @@ class ClientsDuringADial(Scenario):
 
 class UnixTargets(Scenario):
     def test_an_abstract_name_is_a_target(self) -> None:
-        name = f"fwdrelay-test-{unused_port()}"
+        name = f"fwdrelay-test-{free_port()}"
         with (
             Upstream(f"\0{name}") as upstream,
             self.relaying("--target", upstream.target) as relay,
@@ -297,7 +297,7 @@ class Names(Scenario, every_pump=False):
         """One that drops silently costs a moment, not the connect time-out."""
         hosts = self.path("hosts")
         hosts.write_text("127.0.0.1 upstream.test\n127.0.0.2 upstream.test\n")
-        port = unused_port()
+        port = free_port()
         with Unanswering(port=port), Upstream(host="127.0.0.2", port=port) as upstream:
             own_hosts = ("unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts; exec "$@"')
             with (

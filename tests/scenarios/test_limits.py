@@ -8,12 +8,12 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     RelayProcess,
     Upstream,
     read_exactly,
     reset,
-    unused_port,
 )
 from tests.scenarios.scenario import Scenario, Unanswering
 
@@ -105,7 +105,7 @@ class Limits(Scenario):
         seed = int(os.environ.get("FWDRELAY_TEST_SEED", random.randrange(1 << 32)))
         print(f"FWDRELAY_TEST_SEED={seed}")
         dice = random.Random(seed)
-        refusing = f"127.0.0.1:{unused_port()}"
+        refusing = f"127.0.0.1:{free_port()}"
         count = 3000
         with (
             WildUpstream() as upstream,

@@ -7,13 +7,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     RelayProcess,
     Upstream,
     connect,
     read_all,
     read_exactly,
-    unused_port,
 )
 from tests.scenarios.scenario import Scenario
 
@@ -112,7 +112,7 @@ class Listening(Scenario):
             self.assertEqual(len(relay.ended(4)), 4)
 
     def test_an_abstract_unix_name_is_listened_on(self) -> None:
-        name = f"fwdrelay-test-{unused_port()}"
+        name = f"fwdrelay-test-{free_port()}"
         with (
             Upstream() as upstream,
             self.relaying(

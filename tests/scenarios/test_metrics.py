@@ -30,7 +30,6 @@ from tests.scenarios.relay_process import (
     read_all,
     read_exactly,
     reset,
-    unused_port,
     wait_until,
 )
 from tests.scenarios.scenario import Scenario
@@ -150,7 +149,7 @@ class Counted(MetricsScenario):
             self.assertEqual(after.one("target_sessions"), 0)
 
     def test_numbers_agree_with_the_access_log(self) -> None:
-        gone = f"127.0.0.1:{unused_port()}"
+        gone = f"127.0.0.1:{free_port()}"
         with (
             Upstream() as upstream,
             self.configured(
@@ -247,7 +246,7 @@ class Told(MetricsScenario, every_pump=False):
         folder = Path(self.folder())
         who = Authority().vouch("localhost", dns=["localhost"])
         certificate, _ = who.write(folder, "relay")
-        gone = f"127.0.0.1:{unused_port()}"
+        gone = f"127.0.0.1:{free_port()}"
         with Upstream() as upstream:
             text = f"""{ADMIN}
                 [[listener]]

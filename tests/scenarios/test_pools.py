@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.scenarios.configured import ConfiguredRelay
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     PATIENCE,
     Upstream,
@@ -17,7 +18,6 @@ from tests.scenarios.relay_process import (
     read_exactly,
     read_until_reset,
     reset,
-    unused_port,
 )
 from tests.scenarios.scenario import MB, Scenario, digest_of, receive, send_and_end
 
@@ -229,7 +229,7 @@ class Health(PoolScenario, every_pump=False):
     )
 
     def test_a_target_that_goes_down_and_comes_back(self) -> None:
-        port = unused_port()
+        port = free_port()
         target = f"127.0.0.1:{port}"
         with (
             Upstream() as other,
@@ -281,7 +281,7 @@ class Health(PoolScenario, every_pump=False):
                 self.has_ended(relay, "target-down", "DD", target=upstream.target)
 
     def test_failed_dials_mark_a_target_down(self) -> None:
-        port = unused_port()
+        port = free_port()
         target = f"127.0.0.1:{port}"
         more = '[pool.main.health]\npassive_failures = 2\ninterval = "50ms"\nrise = 1'
         with (
@@ -295,7 +295,7 @@ class Health(PoolScenario, every_pump=False):
                 relay.wait_for_line(f"Target {target} of pool main is up: ")
 
     def test_where_all_are_down_clients_are_refused_or_not(self) -> None:
-        target = f"127.0.0.1:{unused_port()}"
+        target = f"127.0.0.1:{free_port()}"
         for policy, reason in (("refuse", "no-target"), ("try", "dial-failed")):
             more = f'{self.CHECKED}when_all_down = "{policy}"'
             with self.configured(one_pool(target, more=more)) as relay:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from tests.pki import Authority, Identity
 from tests.scenarios.configured import UNCHANGED, ConfiguredRelay
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     PATIENCE,
     TROUBLE,
@@ -24,7 +25,6 @@ from tests.scenarios.relay_process import (
     Upstream,
     read_all,
     read_exactly,
-    unused_port,
 )
 from tests.scenarios.scenario import MB, Scenario, chunks, send
 from tests.scenarios.tls_ends import (
@@ -419,7 +419,7 @@ class StartUp(Scenario, every_pump=False):
         path = self.place / "relay.toml"
         path.write_text(
             listener("web", "up", tls=True, settings=settings)
-            + f'[pool.up]\ntargets = ["127.0.0.1:{unused_port()}"]\n{pool}\n'
+            + f'[pool.up]\ntargets = ["127.0.0.1:{free_port()}"]\n{pool}\n'
         )
         return path
 

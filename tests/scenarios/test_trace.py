@@ -12,11 +12,11 @@ from tests.pki import Authority
 from tests.scenarios.admin import Admin, Events
 from tests.scenarios.configured import ConfiguredRelay
 from tests.scenarios.fronts import FrontScenario, listener, make_hello, pools
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     Upstream,
     read_until_reset,
     reset,
-    unused_port,
 )
 
 ADMIN = 'admin = "127.0.0.1:0"'
@@ -49,7 +49,7 @@ class Trace(FrontScenario):
 
     def test_the_first_that_answers_after_one_that_does_not(self) -> None:
         with Upstream() as upstream:
-            nobody = f"127.0.0.1:{unused_port()}"
+            nobody = f"127.0.0.1:{free_port()}"
             pool = f'[pool.web]\ntargets = ["{nobody}", "{upstream.target}"]\nbalance = "first"\n'
             with (
                 self.configured(listener("web"), pool, relay=ADMIN) as relay,
