@@ -8,6 +8,7 @@ ADMIN ?= 127.0.0.1:9678
 ARGS ?=
 FUZZ_SECONDS ?= 60
 SOAK_KILLS ?= 300
+JOBS ?= $(shell expr $$(nproc) + 1)
 
 bin := $(VENV)/bin
 python := $(bin)/python
@@ -17,11 +18,14 @@ metadata := setup.py pyproject.toml fwdrelay/_version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run venv dev test trial check fuzz soak bench format clean
+.PHONY: help run venv dev test coverage trial check fuzz soak bench format clean
+
+# Tests start some thousand interpreters: without bytecode kept, each would compile all of it anew.
+test coverage trial: export PYTHONDONTWRITEBYTECODE :=
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "variables: PORT, TARGET, ADMIN, ARGS, FUZZ_SECONDS, SOAK_KILLS, PYTHON, VENV"
+	@echo "variables: PORT, TARGET, ADMIN, ARGS, JOBS, FUZZ_SECONDS, SOAK_KILLS, PYTHON, VENV"
 
 run: $(VENV)/.installed ## relay on PORT to TARGET (without one, to a demonstration), to be seen at ADMIN; more options in ARGS
 	@echo "Relaying port $(PORT) to $(or $(TARGET),a page of its own). Try: curl -s localhost:$(PORT)   Stop with Ctrl-C."
@@ -32,7 +36,10 @@ venv: $(VENV)/.installed ## make VENV with fwdrelay in it
 
 dev: $(VENV)/.dev ## make VENV with fwdrelay and what tests and checks need
 
-test: $(VENV)/.dev check ## check, then run all tests under pytest and tell the coverage; ARGS go to pytest
+test: $(VENV)/.dev check ## check, then run all tests under pytest, JOBS at a time; ARGS go to pytest
+	$(python) -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
+
+coverage: $(VENV)/.dev ## run all tests, and tell which lines none of them reaches; ARGS go to pytest
 	@rm -f .coverage .coverage.*
 	@status=0; \
 	$(bin)/coverage run -m pytest $(ARGS) || status=$$?; \
