@@ -32,6 +32,7 @@ TEST = [
     "proxy-protocol",  # somebody else's reading and writing of PROXY headers
     "pytest>=8.4",
     "pytest-randomly",  # any order, under a seed that is printed
+    "pytest-timeout",  # a test that waits for ever fails, and says where it waited
     "pytest-xdist",  # several at a time
     "schemathesis>=4",  # asks the API all that its description allows, and more
     "setuptools>=77",

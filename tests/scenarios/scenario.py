@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.case import SynchronousTestCase
-from tests.scenarios.relay_process import RelayProcess, Upstream, relaying, wait_until
+from tests.scenarios.relay_process import PATIENCE, RelayProcess, Upstream, relaying, wait_until
 
 PUMPS = ("splice", "buffered")
 """The values of --pump that every session scenario runs over."""
@@ -221,5 +221,8 @@ def wait_until_blocked(sender: socket.socket) -> None:
     """
     Wait until what another thread sends by `sender` gets stuck: nothing more is taken for half a second.
     """
+    deadline = time.monotonic() + PATIENCE
     while select.select([], [sender], [], 0.5)[1]:
+        if time.monotonic() > deadline:
+            raise AssertionError("it never gets stuck: all of it has gone into buffers, perhaps")
         time.sleep(0.02)

@@ -50,7 +50,7 @@ if not platform.isLinux():
 
 NOBODY = 64_999
 """A user that nothing else here runs as."""
-STUCK = 40 * MB
+STUCK = 150 * MB
 """More than kernels hold for two sockets each way: who sends it gets stuck until it is read."""
 QUIET = 2.0
 """Seconds of watching a relay in which nothing happens."""
