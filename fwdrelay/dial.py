@@ -169,7 +169,7 @@ class Dialer:
         timeout: float,
         build: Callable[[], P],
         client: str | None = None,
-        tried: Sequence[Target] = (),
+        tried: list[Target] | None = None,
         trace: Trace | None = None,
     ) -> Deferred[Dialed[P]]:
         """
@@ -180,13 +180,16 @@ class Dialer:
         @param timeout: seconds over everything; 0: the system's time-out for each attempt.
         @param build: makes the protocol for an attempt.
         @param client: the client's IP address, for elections that want it.
-        @param tried: targets that were tried before, by an earlier dial for the same session.
+        @param tried: targets that were tried before, by an earlier dial for the same session. Those that this one
+            tries are added, so the last is the one that it is at.
         @param trace: is told of what is tried.
         @return: fails with `AllFailed` when no target was connected to, or time ran out; may be
             cancelled.
         """
         began = self._reactor.seconds()
-        dial = _Dial(pool, build, timeout, began + timeout, client, [*tried, target], began, trace)
+        tried = [] if tried is None else tried
+        tried.append(target)
+        dial = _Dial(pool, build, timeout, began + timeout, client, tried, began, trace)
         config = target.config
         if not target.literal or pool.config.bind:
             return Deferred.fromCoroutine(self._try_targets(dial))

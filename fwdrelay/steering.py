@@ -420,6 +420,8 @@ def _client(session: Session) -> ClientProtocol:
 def _label(session: Session) -> str | None:
     if session.target is not None:
         return session.target.label
+    if session.state is State.DIALING and session.tried:
+        return session.tried[-1].label
     return None if session.before is None else session.before.target or None
 
 

@@ -231,9 +231,12 @@ class TargetTests(DialTestCase):
         self.pool = make_pool("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", reactor=self.reactor)
         first, second, third = self.pool.targets
         self.assertIs(self.pool.elect(None, [first, second]), third)
-        self.dialing = self.dialer.dial(self.pool, third, 6.0, Protocol, tried=[first])
+        tried = [first]
+        self.dialing = self.dialer.dial(self.pool, third, 6.0, Protocol, tried=tried)
+        self.assertEqual(tried, [first, third])
         self.last.fail(refused())
         self.turn()
+        self.assertEqual(tried, [first, third, second])
         self.assertEqual(self.addresses(), ["127.0.0.1:3", "127.0.0.1:2"])
         self.assert_connected(self.last, retries=2)
 

@@ -139,6 +139,7 @@ class SessionShown:
     """
     An open session; its keys are the access log's, where that has them.
 
+    @ivar target: while it is dialing, the one that is tried now; None: there is none yet.
     @ivar state: `opening`, `queued`, `dialing`, `relaying` or `half-closed`.
     @ivar started: when its client was accepted.
     @ivar idle_ms: since the last byte from either side; None: there was none yet.

@@ -135,7 +135,7 @@ class Session:
     @ivar pool: where it goes; None for one that may go nowhere.
     @ivar state: where it is, by the table of `fwdrelay.session.lifecycle`.
     @ivar started: when the client was accepted, by the policy's clock.
-    @ivar tried: the targets that it could not be connected to.
+    @ivar tried: the targets that it could not be connected to; while it is dialing, and the one that is tried now.
     @ivar waited: seconds spent in the pool's queue.
     @ivar connected: when the upstream connection was there, or None.
     @ivar reason: why it ended; set as soon as that is decided.
@@ -263,13 +263,14 @@ class Session:
         version = pool.config.send_proxy
         if version != "off":
             build = partial(UpstreamSide, self.client.proxy_header(version))
+        self.tried = tried = [*self.tried]
         dialing = policy.dialer.dial(
             pool,
             target,
             policy.timeouts.connect,
             build,
             self.client_host,
-            self.tried,
+            tried,
             self.trace,
         )
         self._dialing = dialing

@@ -6,6 +6,7 @@ import os
 import socket
 import unittest
 
+from tests.scenarios.admin import Admin
 from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     RelayProcess,
@@ -186,8 +187,28 @@ class ClientsDuringADial(Scenario):
                 client.sendall(b"hello?")
                 wait_until_dialing(relay)
                 reset(client)
-            self.has_ended(relay, "client-left", "CC", bytes_up=0, dial_ms=None)
+            fields = {"bytes_up": 0, "dial_ms": None, "target": upstream.target}
+            self.has_ended(relay, "client-left", "CC", **fields)
             relay.wait_for_descriptors(relay.at_rest)
+
+    def test_the_target_that_is_tried_is_told_while_it_is_and_when_that_is_cut_short(self) -> None:
+        with (
+            Unanswering() as upstream,
+            self.relaying(
+                *("--target", refusing(), "--target", upstream.target, "--balance", "first"),
+                *("--connect-timeout", "0", "--admin", "127.0.0.1:0"),
+            ) as relay,
+            relay.connect() as client,
+        ):
+            admin = Admin.of(relay)
+            asked = f"/v1/sessions?target={upstream.target}"
+            wait_until(lambda: admin.get(asked)["count"] == 1)
+            (session,) = admin.get(asked)["sessions"]
+            self.assertEqual((session["state"], session["retries"]), ("dialing", 1))
+            self.assertEqual(session["target"], upstream.target)
+            admin.ask("DELETE", f"/v1/sessions/{session['session']}")
+            read_until_reset(client)
+            self.has_ended(relay, "killed", "KC", target=upstream.target, retries=1, dial_ms=None)
 
     def test_a_client_that_half_closes_gets_its_answer(self) -> None:
         with (

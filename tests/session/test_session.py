@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 from unittest import mock
@@ -135,22 +135,21 @@ class StubDialer:
         timeout: float,
         build: Callable[[], UpstreamSide],
         client: str | None,
-        tried: Sequence[Target],
+        tried: list[Target],
         trace: Trace | None,
     ) -> Deferred[Dialed[UpstreamSide]]:
         self.dials += 1
+        tried.append(target)
         if self.dials > 1:
             self.answer = Deferred(self._cancelled)
         return Deferred.fromCoroutine(self._dial(pool, target, tried))
 
-    async def _dial(
-        self, pool: Pool, target: Target, tried: Sequence[Target]
-    ) -> Dialed[UpstreamSide]:
+    async def _dial(self, pool: Pool, target: Target, tried: list[Target]) -> Dialed[UpstreamSide]:
         try:
-            return Dialed(await self.answer, target, tried)
+            return Dialed(await self.answer, target, tried[:-1])
         except DialFailed as failed:
             pool.release(target)
-            raise AllFailed(failed, [*tried, target]) from None
+            raise AllFailed(failed, tried) from None
         except BaseException:
             pool.release(target)
             raise
