@@ -63,11 +63,16 @@ class Bash(ShellComplete):
         """
         @return: the words before the cursor, and what is there of the one at it.
         """
-        line = os.environ.get("COMP_LINE", "")
-        with contextlib.suppress(ValueError):
+        said = os.environ
+        line = said.get("COMP_LINE", said.get("COMP_WORDS", ""))
+        with contextlib.suppress(KeyError, ValueError):
             # Bash counts bytes.
-            line = os.fsdecode(os.fsencode(line)[: int(os.environ["COMP_POINT"])])
+            line = os.fsdecode(os.fsencode(line)[: int(said["COMP_POINT"])])
         words = split_arg_string(line)
+        if "COMP_LINE" not in said and said.get("COMP_CWORD", "").isdecimal():
+            # As click's own script for bash asks: words, and which of them the cursor is at.
+            number = int(said["COMP_CWORD"])
+            return words[1:number], words[number] if number < len(words) else ""
         if not line or line[-1].isspace():
             words.append("")
         return words[1:-1], words[-1]

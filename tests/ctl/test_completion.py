@@ -80,6 +80,18 @@ class LinesTests(CompletionTestCase):
         )
         self.assertEqual(self.ctl().out, "plain,status\n")
 
+    def test_words_as_the_script_of_click_tells_them(self) -> None:
+        os.environ.update(_FWDRELAYCTL_COMPLETE="bash_complete", COMP_CWORD="2")
+        for words in ("fwdrelayctl target d", "fwdrelayctl target d web/b"):
+            os.environ["COMP_WORDS"] = words
+            self.assertEqual(self.ctl().out, "plain,down\nplain,drain\n")
+        os.environ["COMP_WORDS"] = "fwdrelayctl target"
+        self.assertIn("plain,weight\n", self.ctl().out)
+
+    def test_a_shell_that_tells_nothing_is_told_the_commands(self) -> None:
+        os.environ["_FWDRELAYCTL_COMPLETE"] = "bash_complete"
+        self.assertIn("plain,status\n", self.ctl().out)
+
     def test_sessions_and_listeners(self) -> None:
         self.assertEqual(self.complete("fwdrelayctl kill "), ["s-1"])
         self.assertEqual(self.complete("fwdrelayctl kill s-1 "), [])
