@@ -242,7 +242,8 @@ class Api:
         body: Mapping[str, Any] = {}
         if route.body is not None:
             kinds = [each.decode("latin-1") for each in _content_type(request)]
-            body = read_body(request.content.getvalue(), kinds, route.body)
+            raw = request.content.getvalue()
+            body = read_body(raw, kinds, route.body, by_form=asked.method == "POST")
         return await route.call(Call(request, request.who, names, query, body))
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:

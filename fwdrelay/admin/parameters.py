@@ -45,16 +45,24 @@ def _decoded(text: str) -> str:
         raise bad(text, "it is not UTF-8") from None
 
 
-def read_body(raw: bytes, content_type: Sequence[str], known: Collection[str]) -> Mapping[str, Any]:
+_OF_THEIR_OWN_ACCORD: tuple[list[str], ...] = ([], ["application/x-www-form-urlencoded"])
+"""What curl and Python's urllib say of any body that they are not told the type of."""
+
+
+def read_body(
+    raw: bytes, content_type: Sequence[str], known: Collection[str], *, by_form: bool = True
+) -> Mapping[str, Any]:
     """
     @param raw: it may be empty, which is an empty object.
     @param content_type: the header's values.
+    @param by_form: whether a form of another web page could send such a request, so that the type has to be one that no
+        form has. Otherwise programs that say nothing of it, or what they always say, are understood, too.
     @raise Refused: it is no JSON object, or has a key that is not `known`.
     """
     if not raw:
         return {}
     kinds = [value.partition(";")[0].strip().lower() for value in content_type]
-    if kinds != [JSON]:
+    if kinds != [JSON] and (by_form or kinds not in _OF_THEIR_OWN_ACCORD):
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             f"the body is {', '.join(kinds) or 'of no type'}: send {JSON}",

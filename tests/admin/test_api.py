@@ -267,6 +267,11 @@ class ChangingTests(ApiTestCase):
             self.assertEqual(self.relay.asked, [("steer", "web", TARGET.name, state, weight)])
             self.assert_told(f"target unix:/run/one.sock of pool web gets {told}")
 
+    def test_a_target_is_steered_by_who_says_nothing_of_the_body_s_type(self) -> None:
+        for kind in (None, "application/x-www-form-urlencoded"):
+            response = self.served.ask("PATCH", THE_TARGET, b'{"weight": 2}', Content_Type=kind)
+            self.assertEqual((response.status, response.json["weight"]), (200, 2))
+
     def test_no_such_target(self) -> None:
         body = b'{"weight": 2}'
         response = self.served.ask("PATCH", "/v1/pools/web/targets/two", body)

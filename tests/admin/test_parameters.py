@@ -96,6 +96,16 @@ class BodyTests(ParametersTestCase):
         ):
             self.assert_refused(415, "application/json", read_body, b"{}", kinds, self.keys)
 
+    def test_a_type_that_nobody_was_told_where_no_form_can_send_it(self) -> None:
+        raw = b'{"state": "ready"}'
+        for kinds in ([], ["application/x-www-form-urlencoded"], ["application/json"]):
+            body = read_body(raw, kinds, self.keys, by_form=False)
+            self.assertEqual(body, {"state": "ready"})
+        for kinds in (["text/plain"], ["multipart/form-data; boundary=x"]):
+            with self.assertRaises(Refused) as caught:
+                read_body(raw, kinds, self.keys, by_form=False)
+            self.assertEqual(caught.exception.status, 415)
+
     def test_what_is_wrong_is_told_with_its_place(self) -> None:
         for raw, words in (
             (b"{", "body: it is not JSON: Expecting"),
