@@ -181,7 +181,9 @@ class Crew:
 
     @property
     def unwell(self) -> str:
-        """A sentence, why not all is well; empty: it is."""
+        """A sentence, why not all is well; empty: it is. Of one that stops, workers are to leave."""
+        if not self._ship.wants_workers:
+            return ""
         looping = [slot for slot in self.slots if slot.deaths >= LOOP and not slot.relays]
         if looping:
             return "; ".join(
@@ -202,11 +204,12 @@ class Crew:
     def shown(self, kept_by: Callable[[int], int]) -> tuple[WorkerShown, ...]:
         """
         @param kept_by: how many sessions are kept for a pid.
-        @return: the workers, then processes that were workers and drain.
+        @return: the workers, then processes that were workers and drain. Of one that stops, those that are left.
         """
         current = {slot.child for slot in self.slots}
         leaving = [each for each in self.children.values() if each.worker and each not in current]
-        rows = [(slot.number, slot.child, slot.restarts) for slot in self.slots]
+        slots = [slot for slot in self.slots if slot.child or self._ship.wants_workers]
+        rows = [(slot.number, slot.child, slot.restarts) for slot in slots]
         rows += [(child.worker, child, 0) for child in leaving]
         return tuple(self._shown(*row, kept_by) for row in rows)
 

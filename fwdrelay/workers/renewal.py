@@ -477,14 +477,17 @@ def rehearse(
     number = max([2, *passed]) + 1
     try:
         left = write(state)
-        reactor.spawnProcess(
-            rehearsal,
-            command.arguments[0],
-            [*command.arguments, "--check"],
-            env={**os.environ, REHEARSAL: str(number)},
-            path=None if command.is_here else command.folder,
-            childFDs={0: "w", 1: "r", 2: "r", **{each: each for each in passed}, number: left},
-        )
+        # Of each that would be closed on exec, Twisted has the child make a copy first, by a number of its own: of many
+        # there are no numbers left.
+        with _inheritable(passed):
+            reactor.spawnProcess(
+                rehearsal,
+                command.arguments[0],
+                [*command.arguments, "--check"],
+                env={**os.environ, REHEARSAL: str(number)},
+                path=None if command.is_here else command.folder,
+                childFDs={0: "w", 1: "r", 2: "r", **{each: each for each in passed}, number: left},
+            )
     except OSError as failed:
         rehearsal.over(f"a rehearsal can't be started: {failed.strerror}")
     else:

@@ -117,7 +117,9 @@ class Supervisor(Service):
         self._admin_before: tuple[str, socket.socket | None] = ("", None)
         """Where the API was served until a renewal, and what listens there still."""
         self._upgrading = False
-        """Whether this process is about to be renewed."""
+        """Whether this process is to be renewed."""
+        self._renewing = False
+        """Whether that is about to be, so that what is promised now is lost."""
         self._taking_over = False
         """Whether it was renewed, and its workers do not all relay yet."""
         self._missing = ""
@@ -180,6 +182,8 @@ class Supervisor(Service):
     def drain(self, *, now: bool = False) -> None:
         if self.state == "starting":
             raise NotPossible("the relay is still starting")
+        if self._renewing:
+            raise NotPossible("the relay is being upgraded: ask again in a moment")
         self._stop_process(now)
 
     # Start.
@@ -335,9 +339,12 @@ class Supervisor(Service):
         self._fail(sentence)
 
     def takes_over(self, slot: Slot, end: str) -> bool:
-        if self._taking_over and self._old:
-            self._upgrade_failed(f"worker {slot.number} of the new ones {end}")
-            return True
+        if self._taking_over:
+            why = f"worker {slot.number} of the new ones {end}"
+            if self._old:
+                self._upgrade_failed(why)
+                return True
+            self._upgrade_stuck(why)
         return False
 
     def _channel_lost(self, pid: int) -> None:
@@ -516,7 +523,7 @@ class Supervisor(Service):
 
     def _upgrade_broke(self, failure: Any) -> None:
         self.log.failure("An upgrade went wrong in a way it never should", failure)
-        self._upgrading = False
+        self._upgrading = self._renewing = False
         renewal.unblock()
         self._keeper.resume()
         if self._admin is None:
@@ -581,6 +588,7 @@ class Supervisor(Service):
         renewal.hold()
         await deferLater(self._reactor, 0)
         if self.state == "running" and self._crew.may_be_handed_on:
+            self._renewing = True
             self._crew.stop()
             return ""
         renewal.unblock()
@@ -606,7 +614,7 @@ class Supervisor(Service):
         return ways
 
     def _not_upgraded(self, why: str) -> None:
-        self._upgrading = False
+        self._upgrading = self._renewing = False
         self.log.error("Not upgraded: {why}. All goes on as it was.", why=why.rstrip("."))
         self._crew.have_all()
         self._crew.want_spare()
@@ -709,7 +717,7 @@ class Supervisor(Service):
         self.log.info(
             "fwdrelay {version} is ready, upgraded in place; handing over: {who}.",
             version=__version__,
-            who=some([f"worker {child.worker} ({child.pid})" for child in old]),
+            who=some([f"worker {child.worker} ({child.pid})" for child in old]) or "nobody",
         )
         for child in old:
             self._send_away(child)
@@ -731,6 +739,13 @@ class Supervisor(Service):
                 new.worker = 0
                 new.kill()
         self._crew.have_all()  # there may be to be more than there were
+        self._crew.begun = True
+        self._is_ready()
+
+    def _upgrade_stuck(self, why: str) -> None:
+        """None of the last generation is left that could go on: those of this one are tried again and again."""
+        self._taking_over = False
+        self.log.error("Upgraded, but {why}. No old workers are left to go on.", why=why)
         self._crew.begun = True
         self._is_ready()
 

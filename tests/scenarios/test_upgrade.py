@@ -361,6 +361,37 @@ class UpgradeTests(Scenario, every_pump=False):
             server.sendall(b"z")
             self.assertEqual(read_exactly(client, 1), b"z")
 
+    def test_new_workers_that_do_not_start_when_the_old_ones_are_gone(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.pump.spliced",
+            'sys.argv[0].endswith("worker.py")'
+            ' and (print("is about to", flush=True), wait(), os._exit(3))',
+        )
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--survive-crashes", "--target", upstream.target, environ=environ) as (
+                relay,
+                workers,
+            ),
+            self.session(relay, upstream) as (client, server),
+        ):
+            wait_until(lambda: workers.rows()[0]["kept"] == 1)
+            (before,) = workers.pids()
+            flag.touch()
+            relay.signal(signal.SIGUSR2)
+            relay.wait_for(lambda line: "Renewing the supervisor." in line)
+            os.kill(before, signal.SIGKILL)
+            wait_until(lambda: not is_there(before))
+            relay.wait_for(lambda line: "is about to" in line)
+            flag.unlink()
+            relay.wait_for(lambda line: "Upgraded, but worker 1 of the new ones has ended" in line)
+            client.sendall(b"x")
+            self.assertEqual(read_exactly(server, 1), b"x")
+            wait_until(lambda: len(workers.pids()) == 1)
+            self.assertIn("upgraded in place", workers.upgrade())
+            server.sendall(b"y")
+            self.assertEqual(read_exactly(client, 1), b"y")
+
     def test_one_that_dies_again_and_again_does_not_hinder_it(self) -> None:
         flag, environ = self.breaking(
             "fwdrelay.pump.spliced", 'sys.argv[0].endswith("worker.py") and os._exit(3)'

@@ -134,6 +134,22 @@ class WorkersTests(Scenario, every_pump=False):
             self.assertEqual({each["reason"] for each in relay.ended(10)}, {"done"})
             relay.stop()
 
+    def test_one_that_drains_lacks_no_worker(self) -> None:
+        with (
+            Upstream() as upstream,
+            relaying_with(2, "--target", upstream.target) as (relay, workers),
+            self.session(relay, upstream) as (client, server),
+        ):
+            client.sendall(b"x")
+            self.assertEqual(read_exactly(server, 1), b"x")
+            relay.signal(signal.SIGTERM)
+            wait_until(lambda: len(workers.rows()) == 1)
+            self.assertEqual(workers.rows()[0]["state"], "draining")
+            self.assertEqual(workers.admin.get("/v1/status")["unwell"], "")
+            metrics = workers.admin.ask("GET", "/metrics").body.decode()
+            self.assertIn('fwdrelay_workers{state="draining"} 1.0', metrics)
+            self.assertIn('fwdrelay_workers{state="ended"} 0.0', metrics)
+
     def test_a_second_signal_cuts_what_is_open(self) -> None:
         with (
             Upstream() as upstream,

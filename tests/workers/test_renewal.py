@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import resource
 import select
 import shutil
 import signal
@@ -773,6 +774,7 @@ class Rehearsals(TestCase):
     def setUp(self) -> None:
         self.ledger = Ledger.create()
         self.addCleanup(self.ledger.close)
+        self.held: list[int] = []
         self.state: dict[str, Any] = {
             "called": "",
             "started": 0.0,
@@ -800,11 +802,21 @@ class Rehearsals(TestCase):
     def rehearse(self, command: Command, **environ: str) -> Deferred[str]:
         with mock.patch.dict(os.environ, environ):
             return renewal.rehearse(
-                reactor, command, self.state, [self.ledger.fileno()], patience=PATIENCE
+                reactor, command, self.state, [self.ledger.fileno(), *self.held], patience=PATIENCE
             )
 
     async def test_all_is_well(self) -> None:
         self.assertEqual(await self.rehearse(self.command()), "")
+
+    async def test_of_more_descriptors_than_half_the_limit(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for _ in range(300):
+            self.held.append(os.dup(self.ledger.fileno()))
+            self.addCleanup(os.close, self.held[-1])
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(self.held) + 100, hard))
+        self.assertEqual(await self.rehearse(self.command()), "")
+        self.assertFalse(any(map(os.get_inheritable, self.held)))
 
     async def test_the_code_of_today_is_tried_and_not_that_of_this_process(self) -> None:
         for module, source, said in (
