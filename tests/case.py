@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import socket
 import sys
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that a thread that is ending has to end, before it counts as left behind."""
+EVERY = 50
+"""Tests, until the collector looks through everything again."""
+
+_NUMBERS = itertools.count(1)
 
 
 class LeftBehind(AssertionError):
@@ -94,7 +99,9 @@ class Watch(TestResultDecorator):
         self.descriptors = open_descriptors()
         self.threads = set(threading.enumerate())
         self.success = False
-        # The collector need not look through all that was there before, at the end of each test.
+        # The collector need not look through all that was there before at the end of each test; now and then it does.
+        if next(_NUMBERS) % EVERY == 0:
+            gc.collect()
         gc.freeze()
 
     def addSuccess(self, test: unittest.SynchronousTestCase) -> None:
