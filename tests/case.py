@@ -99,9 +99,7 @@ class Watch(TestResultDecorator):
         self.descriptors = open_descriptors()
         self.threads = set(threading.enumerate())
         self.success = False
-        # The collector need not look through all that was there before at the end of each test; now and then it does.
-        if next(_NUMBERS) % EVERY == 0:
-            gc.collect()
+        # The collector need not look, at the end of each test, through all that was there before.
         gc.freeze()
 
     def addSuccess(self, test: unittest.SynchronousTestCase) -> None:
@@ -183,6 +181,8 @@ class LeavesNothingBehind(unittest.SynchronousTestCase):
         reporter: Any = IReporter(result, None)
         if reporter is None:
             reporter = PyUnitResultAdapter(result)
+        if next(_NUMBERS) % EVERY == 0:
+            gc.collect()
         with watching_for_the_unseen() as unseen:
             super().run(Watch(reporter, unseen))
 

@@ -70,7 +70,8 @@ class Bash(ShellComplete):
             line = os.fsdecode(os.fsencode(line)[: int(said["COMP_POINT"])])
         words = split_arg_string(line)
         if "COMP_LINE" not in said and said.get("COMP_CWORD", "").isdecimal():
-            # As click's own script for bash asks: words, and which of them the cursor is at.
+            # As click's own script for bash asks: words, which bash has split at colons, too, and which of them the
+            # cursor is at.
             number = int(said["COMP_CWORD"])
             return words[1:number], words[number] if number < len(words) else ""
         if not line or line[-1].isspace():

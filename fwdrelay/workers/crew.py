@@ -131,6 +131,7 @@ class Crew:
         self._ship = ship
         self._spares = spares
         self._dismissed = False
+        self._held_back = False
         self.children: dict[int, Child] = {}
         self.slots = [Slot(number + 1) for number in range(count)]
         self.spare: Child | None = None
@@ -245,8 +246,16 @@ class Crew:
         self.watch()
         self.have_all()
 
+    def hold_back(self) -> None:
+        """Start none any more that dies again and again, until `have_all`."""
+        self._held_back = True
+        for slot in self.slots:
+            if slot.deaths >= LOOP:
+                slot.cancel()
+
     def have_all(self) -> None:
         """Have a process for each that has none, and is about to get none."""
+        self._held_back = False
         for slot in self.slots:
             if slot.child is None and slot.starting is None:
                 self.fill(slot)
@@ -311,6 +320,8 @@ class Crew:
         slot.deaths += 1
         if not self.begun and slot.deaths >= LOOP:
             self._ship.hopeless(f"worker {slot.number} can't be started: see above for why")
+            return
+        if self._held_back and slot.deaths >= LOOP:
             return
         pause = 0.0
         if slot.deaths > 1:

@@ -195,20 +195,24 @@ class Supervisor(Service):
             raise_limit()
         if self._before is not None:
             self._go_on_from(self._before)
-        try:
-            if self._before is None:
-                self._ledger = Ledger.create()
-                self._keeper = Keeper(
-                    self._reactor, lost=self._channel_lost, holds=relay.survive_crashes
-                )
-                self._sockets = Sockets(self._reactor)
-            self._sockets.grow(relay.workers)
-            self._tell_of(self._sockets.bind(self.config, relay.workers))
-            self._serve_admin()
-        except FwdrelayError as failed:
-            if self._before is None:
-                self._give_up(str(failed))
-            self._missing = str(failed)
+        else:
+            self._ledger = Ledger.create()
+            self._keeper = Keeper(
+                self._reactor, lost=self._channel_lost, holds=relay.survive_crashes
+            )
+            self._sockets = Sockets(self._reactor)
+        for what in (self._bind, self._serve_admin):
+            try:
+                what()
+            except FwdrelayError as failed:
+                if self._before is None:
+                    self._give_up(str(failed))
+                self._missing = self._missing or str(failed)
+
+    def _bind(self) -> None:
+        count = self.config.relay.workers
+        self._sockets.grow(count)
+        self._tell_of(self._sockets.bind(self.config, count))
 
     def _tell_of(self, bound: Iterable[Key]) -> None:
         new = set(bound)
@@ -237,8 +241,16 @@ class Supervisor(Service):
         if relay.admin != "off":
             from ..admin import AdminServer
 
-            self._admin = AdminServer(relay, self._together, self._reactor)
-            self._admin.listen(inherited)
+            admin = AdminServer(relay, self._together, self._reactor)
+            admin.listen(inherited)
+            self._admin = admin
+
+    def _serve_admin_again(self) -> None:
+        if self._admin is None and not self._is_over:
+            try:
+                self._serve_admin()
+            except FwdrelayError as failed:
+                self.log.error("The admin API is not served any more: {failed}.", failed=failed)
 
     def startService(self) -> None:
         """Start the workers, once the reactor runs."""
@@ -258,8 +270,10 @@ class Supervisor(Service):
         if self._missing and self._old:
             self._upgrade_failed(self._missing)
             self._crew.watch()
-        else:
-            self._crew.start()
+            return
+        if self._missing:
+            self._upgrade_stuck(self._missing)
+        self._crew.start()
 
     # Workers come and go; see `fwdrelay.workers.crew.Ship`.
 
@@ -352,6 +366,11 @@ class Supervisor(Service):
         child = self._crew.children.get(pid)
         if child is not None and child.state in ("running", "beginning"):
             child.kill()
+
+    def _close_unwanted(self) -> None:
+        """Listen no more where the configuration does not say so."""
+        wanted = {key for listener in self.config.listeners for key in keys(listener)}
+        self._sockets.close([key for key in self._sockets.bound if key not in wanted])
 
     def _sockets_of(
         self, child: Child, only: Iterable[Key] | None = None
@@ -452,8 +471,7 @@ class Supervisor(Service):
         for child in self._crew.members:
             if child.state == "running":
                 await self._let_change(child, bound)
-        wanted = {key for listener in config.listeners for key in keys(listener)}
-        self._sockets.close([key for key in self._sockets.bound if key not in wanted])
+        self._close_unwanted()
         self._tell_of(bound)
         if self._admin is not None:
             self._admin.renew_token()
@@ -526,14 +544,14 @@ class Supervisor(Service):
         self._upgrading = self._renewing = False
         renewal.unblock()
         self._keeper.resume()
-        if self._admin is None:
-            self._serve_admin()
+        self._serve_admin_again()
         self._crew.have_all()
         self._crew.want_spare()
         self._is_ready()
 
     async def _upgrade(self) -> None:
         crew = self._crew
+        crew.hold_back()  # those that die again and again come back afterwards, one way or the other
         await self._wait_while(lambda: self._is_beginning or crew.is_filling, "The upgrade")
         if self.state != "running" or not crew.may_be_handed_on:
             self._upgrading = False
@@ -541,9 +559,10 @@ class Supervisor(Service):
                 self.log.warn("Not upgraded: no worker relays just now.")
             else:
                 self.log.warn("Not upgraded: the relay is stopping.")
+            crew.have_all()
             return
-        self._crew.stop()  # those that die again and again come back afterwards, one way or the other
-        await self._crew.dismiss_spare()
+        crew.stop()
+        await crew.dismiss_spare()
         wrong = self._command.impossible or await renewal.rehearse(
             self._reactor, self._command, self._left_behind({}), self._handed_on()
         )
@@ -553,31 +572,35 @@ class Supervisor(Service):
             self._not_upgraded(wrong)
             return
         self._notifier.reloading()
-        members = self._crew.members
         ways = await self._offer_other_ways()
-        if len(ways) < len(members):
-            renewal.unblock()
-            for sock in ways.values():
-                sock.close()
-            self._not_upgraded("a worker has died meanwhile")
-            self._is_ready()
-            return
         if self._admin is not None:
             self._admin_before = self.config.relay.admin, await self._admin.hand_on()
             self._admin = None
-        self._keeper.pause()
-        state = self._left_behind({pid: sock.fileno() for pid, sock in ways.items()})
-        self.log.info("Renewing the supervisor.")
-        try:
-            renewal.renew(state, self._handed_on(ways.values()), self._command)
-        except OSError as failed:
-            renewal.unblock()
-            for sock in ways.values():
-                sock.close()  # workers never come to use theirs
+        wrong = self._what_hinders
+        if not wrong and {child.pid for child in crew.members} != ways.keys():
+            wrong = "a worker has died meanwhile"
+        if not wrong:
+            self._keeper.pause()
+            state = self._left_behind({pid: sock.fileno() for pid, sock in ways.items()})
+            self.log.info("Renewing the supervisor.")
+            try:
+                renewal.renew(state, self._handed_on(ways.values()), self._command)
+            except OSError as failed:
+                wrong = f"{self._command.arguments[0]}: {failed.strerror}"
             self._keeper.resume()
-            self._serve_admin()
-            self._not_upgraded(f"{self._command.arguments[0]}: {failed.strerror}")
-            self._is_ready()
+        renewal.unblock()
+        for sock in ways.values():
+            sock.close()  # workers never come to use theirs
+        self._serve_admin_again()
+        self._not_upgraded(wrong)
+        self._is_ready()
+
+    @property
+    def _what_hinders(self) -> str:
+        """Why there can't be a next program just now; empty: nothing speaks against it."""
+        if self.state != "running":
+            return "the relay is stopping"
+        return "" if self._crew.may_be_handed_on else "a worker has died meanwhile"
 
     async def _wait_for_signals(self) -> str:
         """
@@ -586,13 +609,16 @@ class Supervisor(Service):
         @return: why there is to be no next program after all; empty: nothing speaks against it.
         """
         renewal.hold()
-        await deferLater(self._reactor, 0)
-        if self.state == "running" and self._crew.may_be_handed_on:
-            self._renewing = True
+        self._renewing = True
+        # A signal stops the reactor in the one turn, which stops us in the next.
+        for _ in range(2):
+            await deferLater(self._reactor, 0)
+        wrong = self._what_hinders
+        if wrong:
+            renewal.unblock()
+        else:
             self._crew.stop()
-            return ""
-        renewal.unblock()
-        return "a worker has died meanwhile" if self.state == "running" else "the relay is stopping"
+        return wrong
 
     async def _offer_other_ways(self) -> dict[int, socket.socket]:
         """
@@ -721,14 +747,13 @@ class Supervisor(Service):
         )
         for child in old:
             self._send_away(child)
-        wanted = {key for listener in self.config.listeners for key in keys(listener)}
-        self._sockets.close([key for key in self._sockets.bound if key not in wanted])
+        self._close_unwanted()
         self._is_ready()
 
     def _upgrade_failed(self, why: str) -> None:
         """Those of the last generation go on as if nothing had been."""
         self._taking_over = False
-        self.log.error("Not upgraded: {why}. The old workers go on.", why=why)
+        self.log.error("Not upgraded: {why}. The old workers go on.", why=why.rstrip("."))
         old, self._old = {child.worker: child for child in self._old}, []
         for slot in self._crew.slots:
             slot.cancel()
@@ -745,8 +770,11 @@ class Supervisor(Service):
     def _upgrade_stuck(self, why: str) -> None:
         """None of the last generation is left that could go on: those of this one are tried again and again."""
         self._taking_over = False
-        self.log.error("Upgraded, but {why}. No old workers are left to go on.", why=why)
+        self.log.error(
+            "Upgraded, but {why}. No old workers are left to go on.", why=why.rstrip(".")
+        )
         self._crew.begun = True
+        self._close_unwanted()
         self._is_ready()
 
     # The end.

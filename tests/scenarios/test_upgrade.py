@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.scenarios.configured import ConfiguredRelay
+from tests.scenarios.programs import free_port
 from tests.scenarios.relay_process import (
     Upstream,
     read_all,
@@ -50,6 +52,12 @@ def comm(pid: int) -> str:
     """What that process is called."""
     with open(f"/proc/{pid}/comm") as name:
         return name.read()
+
+
+def states_of_children(pid: int) -> list[str]:
+    """One letter for each; see `/proc/pid/stat` in proc(5)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [Path(f"/proc/{each}/stat").read_text().rpartition(") ")[2][0] for each in children]
 
 
 class UpgradeTests(Scenario, every_pump=False):
@@ -407,6 +415,54 @@ class UpgradeTests(Scenario, every_pump=False):
             self.assertIn("upgraded in place", workers.upgrade())
             wait_until(lambda: len(workers.pids()) == 2)
 
+    def test_several_that_do_so_do_not_hinder_it(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.pump.spliced", 'sys.argv[0].endswith("worker.py") and os._exit(3)'
+        )
+        with (
+            Upstream() as upstream,
+            relaying_with(3, "--target", upstream.target, environ=environ) as (relay, workers),
+        ):
+            flag.touch()
+            before = workers.pids()
+            for pid in before[:2]:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(
+                lambda: all(
+                    f"Worker {n} has died 3 times" in "\n".join(relay.lines) for n in (1, 2)
+                )
+            )
+            self.assertIn("The old workers go on", workers.upgrade())
+            self.assertIn(before[2], workers.pids())
+            flag.unlink()
+            self.assertIn("upgraded in place", workers.upgrade())
+            wait_until(lambda: len(workers.pids()) == 3)
+
+    def test_a_stop_that_comes_with_the_end_of_the_rehearsal_is_not_lost(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.workers.supervisor",
+            '"--check" in sys.argv and (open(FLAG + "-seen", "w").close(), wait())',
+        )
+        with (
+            Upstream() as upstream,
+            relaying_with(1, "--target", upstream.target, environ=environ) as (relay, _),
+            self.session(relay, upstream) as (client, server),
+        ):
+            flag.touch()
+            relay.signal(signal.SIGUSR2)
+            wait_until(Path(f"{flag}-seen").exists)
+            os.kill(relay.pid, signal.SIGSTOP)
+            flag.unlink()
+            wait_until(lambda: "Z" in states_of_children(relay.pid))
+            relay.signal(signal.SIGTERM)
+            os.kill(relay.pid, signal.SIGCONT)
+            relay.wait_for(lambda line: "Not upgraded: the relay is stopping" in line)
+            client.sendall(b"x")
+            self.assertEqual(read_exactly(server, 1), b"x")
+            client.close()
+            server.close()
+            relay.stop()
+
     def test_without_workers_it_is_refused(self) -> None:
         with (
             Upstream() as upstream,
@@ -509,6 +565,7 @@ class ConfigurationTests(Scenario, every_pump=False):
                 client.sendall(b"x")
                 self.assertEqual(read_exactly(server, 1), b"x")
                 self.assertTrue(all(map(is_there, before)))
+                self.assertEqual(workers.pids(), before)
                 with relay.connect_to("one") as another, upstream.accept() as its_server:
                     another.sendall(b"x")
                     self.assertEqual(read_exactly(its_server, 1), b"x")
@@ -519,6 +576,26 @@ class ConfigurationTests(Scenario, every_pump=False):
                 server.sendall(b"y")
                 self.assertEqual(read_exactly(client, 1), b"y")
                 wait_until(lambda: len(workers.sessions()) == 1)
+
+    def test_an_address_of_the_api_that_cannot_be_had(self) -> None:
+        with Upstream() as upstream, Upstream() as somebody:
+            text = _CONFIG.format(workers=1, pool="there", target=upstream.target)
+            text = text.replace("127.0.0.1:0", f"127.0.0.1:{free_port()}")
+            taken = re.sub('admin = ".*"', f'admin = "{somebody.target}"', text)
+            with (
+                ConfiguredRelay(self.path("relay.toml"), text) as relay,
+                self.session(relay, upstream) as (client, server),
+            ):
+                workers = Workers(relay)
+                before = workers.pids()
+                relay.write(taken)
+                self.assertIn("Address already in use", workers.upgrade())
+                self.assertTrue(all(map(is_there, before)))
+                relay.write(text)
+                self.assertIn("upgraded in place", workers.upgrade())
+                self.assertNotEqual(workers.pids(), before)
+                client.sendall(b"x")
+                self.assertEqual(read_exactly(server, 1), b"x")
 
     def test_sessions_of_a_target_that_is_no_more(self) -> None:
         with Upstream() as upstream, Upstream() as another:
