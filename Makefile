@@ -8,7 +8,7 @@ ADMIN ?= 127.0.0.1:9678
 ARGS ?=
 FUZZ_SECONDS ?= 60
 SOAK_KILLS ?= 300
-JOBS ?= $(shell expr $$(nproc) + 1)
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 
 bin := $(VENV)/bin
 python := $(bin)/python

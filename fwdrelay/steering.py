@@ -263,10 +263,10 @@ class Steering:
             sessions=pool.sessions,
             max_sessions=pool.config.max_sessions,
             waiting=pool.waiting,
-            targets=tuple(self._target(each, shares.get(each, 0.0)) for each in pool.targets),
+            targets=tuple(self._target(pool, each, shares.get(each, 0.0)) for each in pool.targets),
         )
 
-    def _target(self, target: Target, share: float) -> TargetShown:
+    def _target(self, pool: Pool, target: Target, share: float) -> TargetShown:
         config, dials = target.config, target.dials
         return TargetShown(
             name=target.label,
@@ -274,6 +274,7 @@ class Steering:
             state=target.state,
             up=target.up,
             cause=target.cause,
+            turning=pool.turning(target),
             since=moment(self._epoch(target.since)) if target.since else None,
             weight=target.weight,
             share=round(share, 4),
@@ -295,7 +296,7 @@ class Steering:
         for each in found.targets:
             if each.label == target:
                 found.steer(each, state, weight)
-                return self._target(each, found.shares().get(each, 0.0))
+                return self._target(found, each, found.shares().get(each, 0.0))
         raise NotThere(f"pool {pool!r} has no target {target!r}")
 
     async def steer_if_there(

@@ -284,11 +284,16 @@ def state_of(target: TargetShown) -> Text:
     """What a target is, for all that operators want and checks find."""
     if target.state == "ready":
         word = "up" if target.up else "down"
-        return Text(word, STATES[word])
+        return Text(word, "yellow" if target.up and target.turning else STATES[word])
     text = plain(f"{target.state} (set)", STATES.get(target.state, ""))
     if not target.up:
         text.append(", down", STATES["down"])
     return text
+
+
+def why(target: TargetShown) -> Text:
+    """Why it is up or down, and what speaks for the other, which is news."""
+    return plain("; ".join(filter(None, (target.turning, target.cause))) or None)
 
 
 def pools_table(pools: Sequence[PoolShown]) -> Rows:
@@ -312,7 +317,7 @@ def pools_table(pools: Sequence[PoolShown]) -> Rows:
                 f"{each.weight} backup" if each.backup else str(each.weight),
                 milliseconds(each.dial_ms),
                 plain(None if each.since is None else moment(each.since)),
-                plain(each.cause or None),
+                why(each),
             )
         if not pool.targets:
             drawn.add(plain(pool.name), "-")

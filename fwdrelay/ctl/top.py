@@ -221,7 +221,7 @@ def _pools(pools: tuple[PoolShown, ...], most: int) -> drawing.Rows:
             str(target.sessions),
             percent(target.share),
             milliseconds(target.dial_ms),
-            drawing.plain(target.cause or None),
+            drawing.why(target),
         )
     if cut:
         table.add("…", f"{len(rows) - most + 1} more")

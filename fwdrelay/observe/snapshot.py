@@ -204,6 +204,7 @@ class TargetShown:
         health checks found to be down.
     @ivar up: whether health checks think that it can take sessions; true where there are none.
     @ivar cause: why it is up or down; empty: nothing was found out yet.
+    @ivar turning: what speaks for its being the other way soon, as `1 of 3 checks failed: …`; empty: nothing does.
     @ivar since: when it last came or went up or down; None: it has been up from the start.
     @ivar share: the part of its pool's new sessions that is meant for it now: from 0 to 1.
     @ivar max_sessions: 0: any number.
@@ -216,6 +217,7 @@ class TargetShown:
     state: TargetState
     up: bool
     cause: str
+    turning: str
     since: str | None
     weight: int
     share: float

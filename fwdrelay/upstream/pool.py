@@ -511,6 +511,12 @@ class Pool:
         if self._health is not None and not target.removed:
             self._health.dial_failed(target, cause, detail)
 
+    def turning(self, target: Target) -> str:
+        """
+        @return: what speaks for its going down, or coming up, soon; empty: nothing does.
+        """
+        return "" if self._health is None else self._health.turning(target)
+
     def shares(self) -> dict[Target, float]:
         """
         @return: which part of the next sessions is meant for each target that may get any; from 0 to 1. How

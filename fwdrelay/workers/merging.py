@@ -367,6 +367,7 @@ def merge_targets(same: Sequence[TargetShown], workers: int = 0) -> TargetShown:
         same[0],
         up=judge.up,
         cause=judge.cause,
+        turning=next((each.turning for each in same if each.turning and each.up == judge.up), ""),
         since=judge.since,
         share=round(sum(each.share for each in same) / (workers or len(same)), 4),
         sessions=sum(each.sessions for each in same),

@@ -109,6 +109,7 @@ TARGET = TargetShown(
     state="ready",
     up=True,
     cause="",
+    turning="",
     since=None,
     weight=1,
     share=1.0,

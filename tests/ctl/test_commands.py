@@ -74,6 +74,13 @@ class LookingTests(CtlTestCase):
     def test_pools(self) -> None:
         self.assertIn("web   a:80    up", self.ctl("pools").out)
 
+    def test_what_may_become_of_a_target_is_told_first(self) -> None:
+        turning = "1 of 3 checks failed: refused"
+        target = evolve(TARGET, cause="2 checks in a row passed", turning=turning)
+        told = {"pools": [document(evolve(POOL, targets=(target,)))]}
+        self.relay.replies["GET /v1/pools"] = Reply(200, told)
+        self.assertIn(f"{turning}; 2 checks in a row passed", self.ctl("pools").out)
+
     def test_sessions(self) -> None:
         self.assertIn("s-1      web", self.ctl("sessions").out)
         self.ctl(

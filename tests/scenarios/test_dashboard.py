@@ -340,6 +340,28 @@ class DashboardShows(Dashboard, every_pump=False):
                 expect(cell(target, "State")).to_have_text("up")
                 expect(page.locator("#attention")).to_have_text("All 2 targets are up.")
 
+    def test_a_target_whose_checks_begin_to_fail_is_seen_to(self) -> None:
+        checked = """
+            [pool.web.health]
+            check = "tcp"
+            interval = "200ms"
+            fall = 1000
+        """
+        with ExitStack() as stack:
+            upstream = stack.enter_context(Upstream())
+            text = configuration([upstream.target], checked)
+            relay = stack.enter_context(ConfiguredRelay(self.path("relay.toml"), text))
+            page = stack.enter_context(self.page(relay))
+            target = row(page, ".pool", upstream.target)
+            for _ in range(2):  # the first check, which would decide alone, is over then
+                upstream.accept().close()
+            expect(cell(target, "State")).to_have_text("up")
+            upstream.socket.close()
+            expect(cell(target, "State")).to_have_text("up, failing")
+            expect(cell(target, "Last change")).to_have_text(
+                re.compile(r"\d+ of 1000 checks failed: connection refused")
+            )
+
     def test_sessions_that_have_ended_are_told_with_their_reasons(self) -> None:
         with Upstream() as upstream, self.shown("--target", upstream.target) as (relay, page):
             with self.session(relay, upstream) as (client, _):

@@ -422,5 +422,12 @@ class PoolsTests(SynchronousTestCase):
                 (expected.up, expected.cause, expected.since),
             )
 
+    def test_what_may_come_is_told_by_who_sees_it(self) -> None:
+        failing = evolve(TARGET, turning="1 of 3 checks failed: refused")
+        passing = evolve(TARGET, up=False, turning="1 of 2 checks passed")
+        self.assertEqual(merge_targets([TARGET, failing]).turning, failing.turning)
+        self.assertEqual(merge_targets([failing, passing]).turning, passing.turning)
+        self.assertEqual(merge_targets([failing, evolve(TARGET, up=False)]).turning, "")
+
     def test_nobody_has_dialed(self) -> None:
         self.assertIsNone(merge_targets([TARGET, evolve(TARGET, dials_total=0)]).dial_ms)

@@ -33,9 +33,21 @@ class Vitals:
     _passed: int = field(init=False, default=0)
     _failed: int = field(init=False, default=0)
     _dials_failed: int = field(init=False, default=0)
+    _why: str = field(init=False, default="")
 
     def __attrs_post_init__(self) -> None:
         self.seen = self.seen or not self.up
+
+    @property
+    def turning(self) -> str:
+        """What speaks for its being the other way soon; empty: nothing does."""
+        if not self.up:
+            return f"{self._passed} of {self.rise} checks passed" if self._passed else ""
+        if self._failed:
+            return f"{self._failed} of {self.fall} checks failed: {self._why}"
+        if self._dials_failed and self.passive_failures:
+            return f"{self._dials_failed} of {self.passive_failures} dials failed: {self._why}"
+        return ""
 
     def passed(self) -> str | None:
         """
@@ -66,6 +78,7 @@ class Vitals:
         if not self.up:
             return None
         self._failed += 1
+        self._why = cause
         if not first and self._failed < self.fall:
             return None
         count = "the first check" if first else _in_a_row(self._failed, "check")
@@ -86,6 +99,7 @@ class Vitals:
         if not self.up:
             return None
         self._dials_failed += 1
+        self._why = cause
         if not self.passive_failures or self._dials_failed < self.passive_failures:
             return None
         count = _in_a_row(self._dials_failed, "dial")

@@ -113,6 +113,13 @@ class Health:
         """
         return {target for target, watched in self._watched.items() if watched.vitals.seen}
 
+    def turning(self, target: Target) -> str:
+        """
+        @return: what speaks for its going down, or coming up, soon; empty: nothing does.
+        """
+        watched = self._watched.get(target)
+        return "" if watched is None else watched.vitals.turning
+
     def watch(self, target: Target, seen: bool = False) -> None:
         """
         It is one of the pool's now. One that is down stays so until it has passed as many checks as any

@@ -31,6 +31,18 @@ class ChecksTests(SynchronousTestCase):
         self.assertEqual(self.vitals.failed("refused"), "refused (3 checks in a row)")
         self.assertFalse(self.vitals.up)
 
+    def test_what_speaks_for_the_other_is_told(self) -> None:
+        self.assertEqual(self.vitals.turning, "")
+        told = []
+        for step in "pffpfffffpp":
+            if step == "p":
+                self.vitals.passed()
+            else:
+                self.vitals.failed("no answer")
+            told.append(self.vitals.turning)
+        failing = [f"{count} of 3 checks failed: no answer" for count in (1, 2)]
+        self.assertEqual(told, ["", *failing, "", *failing, "", "", "", "1 of 2 checks passed", ""])
+
     def test_up_again(self) -> None:
         self.vitals.failed("no answer")
         self.assertIsNone(self.vitals.passed())
@@ -61,6 +73,16 @@ class ChecksTests(SynchronousTestCase):
 
 
 class DialsTests(SynchronousTestCase):
+    def test_those_that_failed_are_told(self) -> None:
+        vitals = Vitals(rise=2, fall=3, passive_failures=2)
+        vitals.dial_failed("refused")
+        self.assertEqual(vitals.turning, "1 of 2 dials failed: refused")
+        vitals.dialed()
+        self.assertEqual(vitals.turning, "")
+        vitals = Vitals(rise=2, fall=3, passive_failures=0)
+        vitals.dial_failed("refused")
+        self.assertEqual(vitals.turning, "")
+
     def test_so_many_in_a_row(self) -> None:
         vitals = Vitals(rise=2, fall=3, passive_failures=2)
         self.assertIsNone(vitals.dial_failed("refused"))
