@@ -180,8 +180,6 @@ class Supervisor(Service):
         return try_reload(self.config, self._read)
 
     def drain(self, *, now: bool = False) -> None:
-        if self.state == "starting":
-            raise NotPossible("the relay is still starting")
         if self._renewing:
             raise NotPossible("the relay is being upgraded: ask again in a moment")
         self._stop_process(now)
