@@ -33,7 +33,8 @@ class Vitals:
     _passed: int = field(init=False, default=0)
     _failed: int = field(init=False, default=0)
     _dials_failed: int = field(init=False, default=0)
-    _why: str = field(init=False, default="")
+    _check_failed: str = field(init=False, default="")
+    _dial_failed: str = field(init=False, default="")
 
     def __attrs_post_init__(self) -> None:
         self.seen = self.seen or not self.up
@@ -44,9 +45,11 @@ class Vitals:
         if not self.up:
             return f"{self._passed} of {self.rise} checks passed" if self._passed else ""
         if self._failed:
-            return f"{self._failed} of {self.fall} checks failed: {self._why}"
+            return f"{self._failed} of {self.fall} checks failed: {self._check_failed}"
         if self._dials_failed and self.passive_failures:
-            return f"{self._dials_failed} of {self.passive_failures} dials failed: {self._why}"
+            return (
+                f"{self._dials_failed} of {self.passive_failures} dials failed: {self._dial_failed}"
+            )
         return ""
 
     def passed(self) -> str | None:
@@ -78,7 +81,7 @@ class Vitals:
         if not self.up:
             return None
         self._failed += 1
-        self._why = cause
+        self._check_failed = cause
         if not first and self._failed < self.fall:
             return None
         count = "the first check" if first else _in_a_row(self._failed, "check")
@@ -99,7 +102,7 @@ class Vitals:
         if not self.up:
             return None
         self._dials_failed += 1
-        self._why = cause
+        self._dial_failed = cause
         if not self.passive_failures or self._dials_failed < self.passive_failures:
             return None
         count = _in_a_row(self._dials_failed, "dial")

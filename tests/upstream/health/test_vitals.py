@@ -83,6 +83,15 @@ class DialsTests(SynchronousTestCase):
         vitals.dial_failed("refused")
         self.assertEqual(vitals.turning, "")
 
+    def test_a_dial_that_failed_is_no_reason_why_a_check_did(self) -> None:
+        vitals = Vitals(rise=2, fall=3, passive_failures=5)
+        vitals.passed()
+        vitals.failed("no answer")
+        vitals.dial_failed("refused")
+        self.assertEqual(vitals.turning, "1 of 3 checks failed: no answer")
+        vitals.passed()
+        self.assertEqual(vitals.turning, "1 of 5 dials failed: refused")
+
     def test_so_many_in_a_row(self) -> None:
         vitals = Vitals(rise=2, fall=3, passive_failures=2)
         self.assertIsNone(vitals.dial_failed("refused"))
