@@ -719,7 +719,7 @@ class DashboardSteers(Dashboard, every_pump=False):
             self.shown("--target", upstream.target, allowed=_GONE) as (relay, page),
             self.session(relay, upstream) as (client, server),
         ):
-            expect(page.locator("#session-rows tr")).to_have_count(1)
+            expect(page).to_have_title("running · 1 open · fwdrelay")  # what a question tells, too
             page.get_by_role("button", name="Drain relay…").click()
             expect(page.get_by_role("dialog")).to_contain_text("1 open session")
             confirm(page, "Drain relay")
@@ -732,6 +732,7 @@ class DashboardSteers(Dashboard, every_pump=False):
             self.assertEqual(read_until_reset(client), b"")
             expect(page.locator("#banner-words")).to_contain_text("was draining, and is gone")
             expect(page).to_have_title("no connection · fwdrelay")
+            self.assertEqual(relay.process.wait(PATIENCE), 0)
 
     def test_a_target_is_drained_by_keyboard_alone(self) -> None:
         with (
