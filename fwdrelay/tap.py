@@ -577,7 +577,7 @@ def makeService(options: Options) -> IService:
     # A reactor may be chosen by twistd's own options, so nothing imports it before.
     from twisted.internet import reactor
 
-    from .observe.sink import PatientOutput
+    from .observe.output import PatientOutput, settle
     from .process.sdnotify import Notifier
     from .relay import Relay
 
@@ -585,7 +585,8 @@ def makeService(options: Options) -> IService:
     if twistd.get("nodaemon") and twistd.get("logfile") in (None, "-"):
         # Here twistd is about to begin its log, on whatever is the standard output then.
         sys.stdout.flush()
-        sys.stdout = PatientOutput()
+        sys.stdout = PatientOutput.of(reactor)
+        atexit.register(settle)
     service = MultiService()
     notifier = Notifier.from_environment(os.environ)
     give_up = partial(_give_up, options)
@@ -623,10 +624,18 @@ def makeService(options: Options) -> IService:
 def _fail(reactor: Any, sentence: str) -> None:
     """End the process in order, with that as the last word, and a status that tells of it."""
     # twistd removes its pid file before; it has no way to be told of a status.
-    atexit.register(os._exit, EX_UNAVAILABLE)
+    atexit.register(_leave_with, EX_UNAVAILABLE)
     print(f"fwdrelay: {printable(sentence)}", file=sys.__stderr__, flush=True)
     with suppress(ReactorNotRunning):
         reactor.stop()
+
+
+def _leave_with(status: int) -> NoReturn:
+    from .observe.output import settle
+
+    # Nothing else that was to be done at the end will be.
+    settle()
+    os._exit(status)
 
 
 def _spare_the_collector() -> None:

@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from .events import SessionEnded
 from .feed import SessionEvent, SessionOpened
-from .sink import LAST_WAIT, ISink
+from .losses import LAST_WAIT
+from .sink import ISink
 from .snapshot import moment
 
 PROGRESS = "progress"

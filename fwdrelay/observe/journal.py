@@ -37,15 +37,8 @@ from zope.interface import implementer
 from ..errors import CannotOpenLog
 from .access_log import fields
 from .events import SessionEnded
-from .sink import (
-    BOUND,
-    FIRST_RETRY,
-    LAST_WAIT,
-    LONGEST_RETRY,
-    RETRY_WHAT_FAILED,
-    Losses,
-    PatientOutput,
-)
+from .losses import BOUND, FIRST_RETRY, LAST_WAIT, LONGEST_RETRY, RETRY_WHAT_FAILED, Losses
+from .output import PatientOutput, later_from_any_thread, of_the_process, settle_at_the_end
 
 SOCKET = "/run/systemd/journal/socket"
 
@@ -157,21 +150,31 @@ class Journal:
             if self._closed:
                 return
             self._closed = True
-            deadline = time.monotonic() + patience
-            with suppress(OSError):
-                self._socket.connect(self._path)  # only then can it be waited for
-                ready = select.poll()
-                ready.register(self._socket, select.POLLOUT)
-                while self._waiting and ready.poll(max(deadline - time.monotonic(), 0) * 1000):
-                    failed = self._failure_of_sending()
-                    if failed is not None and (
-                        failed.errno not in _SLOW or time.monotonic() >= deadline
-                    ):
-                        break
+            self._send_until(time.monotonic() + patience)
             self._losses.add(len(self._waiting))
             self._waiting.clear()
             self._socket.close()
             self._losses.tell(at_last=True)
+
+    def settle(self, patience: float) -> None:
+        """
+        Have what waits taken, as far as it is within so many seconds, for which nothing else is done.
+        """
+        with self._lock:
+            if not self._closed:
+                self._send_until(time.monotonic() + patience)
+
+    def _send_until(self, deadline: float) -> None:
+        with suppress(OSError):
+            self._socket.connect(self._path)  # only then can it be waited for
+            ready = select.poll()
+            ready.register(self._socket, select.POLLOUT)
+            while self._waiting and ready.poll(max(deadline - time.monotonic(), 0) * 1000):
+                failed = self._failure_of_sending()
+                if failed is not None and (
+                    failed.errno not in _SLOW or time.monotonic() >= deadline
+                ):
+                    break
 
     def _send_what_waits(self) -> None:
         failed = self._failure_of_sending()
@@ -363,18 +366,16 @@ def operations(path: str = SOCKET) -> ILogObserver:
 
     reactor: Any = chosen
 
-    def later(seconds: float, call: Callable[[], None]) -> None:
-        reactor.callFromThread(reactor.callLater, seconds, call)
-
-    losses = Losses("The log of the process", reactor, Journal.log)
+    losses, later = of_the_process(reactor), later_from_any_thread(reactor)
     try:
         journal = Journal(losses, later, path)
     except OSError:
-        output: Any = PatientOutput()
+        output: Any = PatientOutput(losses, later)
         if reads_journal(_STDOUT):
             return FileLogObserver(output, _with_prefixes)
         return textFileLogObserver(output)
     atexit.register(journal.close, LAST_WAIT)
+    settle_at_the_end(journal)
     return Operations(journal)
 
 

@@ -15,7 +15,6 @@ the kernel takes back when it dies, and the others wait with theirs.
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import select
 import stat
@@ -25,29 +24,13 @@ from typing import Any, Protocol
 from twisted.logger import Logger
 
 from ..errors import CannotOpenLog
-from ..words import counted
 from .events import SessionEnded
+from .losses import BOUND, FIRST_RETRY, LAST_WAIT, LONGEST_RETRY, RETRY_WHAT_FAILED, Losses
+from .output import AT_ONCE, PatientOutput, close_standard_output, open_standard_output
 
-BOUND = 1 << 20
-"""Bytes that may wait for a reader that is slow."""
-LAST_WAIT = 1.0
-"""Seconds that a reader has to take what is left at the end, when nothing can be held up any more. Those
-whose sessions a stop cut are among it."""
-
-# pipe(7): a pipe that polls as writable takes this much without blocking.
-_AT_ONCE = select.PIPE_BUF
 # A file takes all there is; a bound, lest a turn takes long.
 _AT_ONCE_OF_A_FILE = 1 << 18
-FIRST_RETRY = 0.001
-"""
-Seconds until what was not taken is tried again; twice that after each time in vain. A reader that is only busy takes
-the next few lines soon, and many would be too many if it were asked seldom.
-"""
-LONGEST_RETRY = 0.05
-RETRY_WHAT_FAILED = 1.0
 _LOOK_EVERY = 1.0
-_TELL_EVERY = 10.0
-_STDOUT = 1
 
 
 class ISink(Protocol):
@@ -74,48 +57,6 @@ class ISink(Protocol):
 
         @param patience: seconds for a slow reader, for which nothing else is done.
         """
-
-
-class Losses:
-    """
-    What was dropped: counted for good, told of in sums.
-
-    @param whose: the log whose lines they are.
-    @param clock: `twisted.internet.interfaces.IReactorTime`.
-    @param log: where it is told of.
-    @ivar total: since the start.
-    """
-
-    def __init__(self, whose: str, clock: Any, log: Logger) -> None:
-        self._whose = whose
-        self._clock = clock
-        self._log = log
-        self._untold = 0
-        self._told_at = -_TELL_EVERY
-        self.total = 0
-
-    def add(self, count: int = 1) -> None:
-        """So many more."""
-        self.total += count
-        self._untold += count
-
-    def tell(self, *, at_last: bool = False) -> None:
-        """
-        What is written to takes it again: tell what it has missed, if there is anything, though not all the
-        time.
-
-        @param at_last: nothing will be written any more, and maybe nothing was taken.
-        """
-        now = self._clock.seconds()
-        if self._untold and (at_last or now - self._told_at >= _TELL_EVERY):
-            # First: to tell of it may bring one back here.
-            untold, self._untold, self._told_at = self._untold, 0, now
-            self._log.warn(
-                "{whose} was not taken fast enough, or not at all: {lines} dropped.",
-                whose=self._whose,
-                lines=f"{counted(untold, 'line')} {'was' if untold == 1 else 'were'}",
-                dropped=untold,
-            )
 
 
 class Sink:
@@ -147,7 +88,7 @@ class Sink:
         """Whether no other process writes to the same place."""
         self._broken = False
         self._cannot_begin = ""
-        self._use(_standard_output() if path is None else self._open(path))
+        self._use(open_standard_output() if path is None else self._open(path))
 
     @property
     def dropped(self) -> int:
@@ -158,7 +99,7 @@ class Sink:
         found = os.fstat(descriptor)
         self._file = found.st_dev, found.st_ino
         self._in_parts = not stat.S_ISREG(found.st_mode)
-        self._at_once = _AT_ONCE if self._in_parts else _AT_ONCE_OF_A_FILE
+        self._at_once = AT_ONCE if self._in_parts else _AT_ONCE_OF_A_FILE
         self._locked = False
         self._ready = select.poll()
         self._ready.register(descriptor, select.POLLOUT)
@@ -209,7 +150,9 @@ class Sink:
         self._leave()
 
     def _leave(self) -> None:
-        if self._fd != _STDOUT:
+        if self._path is None:
+            close_standard_output(self._fd)
+        else:
             os.close(self._fd)
 
     def _flush(self) -> None:
@@ -286,6 +229,10 @@ class Sink:
         if not complete:
             self._losses.add()
 
+    def _comes_next(self) -> bool:
+        """Whether what the process itself has to say there, which is little and matters more, has been taken."""
+        return self._path is not None or PatientOutput.is_up_to_date()
+
     def _lock(self) -> bool:
         """
         Be the only process that writes, until `_unlock`.
@@ -310,7 +257,7 @@ class Sink:
 
     def _write_what_is_taken(self, patience: float = 0.0) -> None:
         deadline = time.monotonic() + patience
-        while not self._lock():
+        while not (self._comes_next() and self._lock()):
             if time.monotonic() >= deadline:
                 self._stuck = True
                 return
@@ -346,62 +293,6 @@ class Sink:
             self._losses.add(self._waiting.count(b"\n", kept))
             del self._waiting[kept:]
         self._stuck = bool(self._waiting)
-
-
-class PatientOutput(io.TextIOBase):
-    """
-    Standard output for what the process itself has to say, which is little: what nobody takes is
-    dropped, for a write that waits would stop the relay.
-    """
-
-    def __init__(self) -> None:
-        self._fd = _standard_output()
-        self._own = self._fd != _STDOUT
-        self._ready = select.poll()
-        self._ready.register(self._fd, select.POLLOUT)
-        self._cut = False
-
-    def close(self) -> None:
-        """Leave standard output as it was."""
-        if not self.closed:
-            super().close()
-            if self._own:
-                os.close(self._fd)
-
-    def write(self, text: str) -> int:
-        """Write as much of `text` as is taken at once."""
-        data = text.encode("utf-8", "backslashreplace")
-        if self._cut:
-            data = b"\n" + data
-        try:
-            while data and any(event & select.POLLOUT for _, event in self._ready.poll(0)):
-                # Whole lines, for other processes may write here, too.
-                end = data.rfind(b"\n", 0, _AT_ONCE) + 1
-                written = os.write(self._fd, data[: end or _AT_ONCE])
-                self._cut = data[written - 1 : written] != b"\n"
-                data = data[written:]
-        except OSError:
-            pass  # nowhere is left to tell of it
-        if not data:
-            self._cut = False
-        return len(text)
-
-
-def _standard_output() -> int:
-    """
-    A terminal is opened anew: it polls as writable with room for a single byte, and a write of more than that
-    would wait for whoever has stopped it. So is a pipe: another process may have filled it since it was polled. For
-    a descriptor that others have, too, O_NONBLOCK would be theirs as well.
-    """
-    flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        if os.isatty(_STDOUT):
-            return os.open(os.ttyname(_STDOUT), flags)
-        if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
-            return os.open(f"/proc/self/fd/{_STDOUT}", flags)
-    except OSError:
-        pass  # somebody else's; or nobody reads that pipe
-    return _STDOUT
 
 
 def _is_pipe(path: str) -> bool:

@@ -27,6 +27,7 @@ from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 
 from ..config import Config
+from ..observe.output import settle
 
 RENEWAL = "FWDRELAY_RENEWAL"
 REHEARSAL = "FWDRELAY_REHEARSAL"
@@ -366,6 +367,7 @@ def renew(state: Mapping[str, Any], descriptors: Iterable[int], command: Command
     @param descriptors: that it is to have, by the same numbers.
     @raise OSError: that can't be; all is as it was.
     """
+    settle()
     with (
         _held() as late,
         _left_behind(write(state, command.pid_file, late)) as left,

@@ -8,6 +8,7 @@ passes on what they ask for. When the supervisor is gone, it drains and ends.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -37,7 +38,7 @@ from ..config import Config
 from ..errors import ConfigErrors, FwdrelayError
 from ..frontend import Inherited, Key
 from ..ledger import Ledger
-from ..observe.sink import PatientOutput
+from ..observe.output import PatientOutput, settle
 from ..relay import Membership, Relay
 from ..steering import Steering
 from .child import KEEPER, TALK, join
@@ -342,9 +343,9 @@ class _WorkersTalk(Talk):
 class _ToSupervisor:
     """Has the supervisor write what this process has to say; while there is none, it goes to standard error."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, reactor: Any) -> None:
         self._worker = worker
-        self._alone = textFileLogObserver(PatientOutput())  # type: ignore[arg-type]
+        self._alone = textFileLogObserver(PatientOutput.of(reactor))  # type: ignore[arg-type]
 
     def __call__(self, event: LogEvent) -> None:
         talk = self._worker.talk
@@ -369,10 +370,11 @@ def main() -> None:
     for number in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, number), signal.SIG_IGN)
     sys.stdout.flush()
+    atexit.register(settle)
     worker = Worker(reactor)
     worker.start()
     globalLogBeginner.beginLoggingTo(
-        [_ToSupervisor(worker)], discardBuffer=True, redirectStandardIO=False
+        [_ToSupervisor(worker, reactor)], discardBuffer=True, redirectStandardIO=False
     )
     reactor.run(installSignalHandlers=False)  # type: ignore[call-arg]
 

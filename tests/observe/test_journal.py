@@ -25,7 +25,7 @@ from zope.interface.verify import verifyObject
 
 from fwdrelay.errors import CannotOpenLog
 from fwdrelay.observe import journal as module
-from fwdrelay.observe import sink
+from fwdrelay.observe import output
 from fwdrelay.observe.access_log import AccessLog, fields, json_line, tcplog_line
 from fwdrelay.observe.journal import (
     NOT_SERVED,
@@ -37,7 +37,7 @@ from fwdrelay.observe.journal import (
     operations,
     reads_journal,
 )
-from fwdrelay.observe.sink import BOUND, FIRST_RETRY, Losses
+from fwdrelay.observe.losses import BOUND, FIRST_RETRY, Losses
 from fwdrelay.session import Reason
 from tests.case import SynchronousTestCase
 from tests.observe.test_access_log import EVENT, LASTS, NOT_DIALED
@@ -509,6 +509,17 @@ class LoggerOfTwistdTests(JournalTestCase):
         close(*patience)
         self.assertEqual([each[:5] for each in self.journald.messages()], ["ready", "two\nl"])
 
+    def test_what_waits_is_sent_before_the_process_becomes_another(self) -> None:
+        observer = operations(str(self.path))
+        ((close, patience),) = self.at_exit
+        self.addCleanup(close, *patience)
+        self.journald.close()
+        with mock.patch.object(sys.modules["twisted.internet.reactor"], "callFromThread"):
+            self.said(observer)
+        self.journald = Journald(self.path)
+        output.settle()
+        self.assertEqual([each[:5] for each in self.journald.messages()], ["ready", "two\nl"])
+
     def test_without_a_journal_it_is_text_as_twistd_writes_it(self) -> None:
         said = self.without_journal("1:2")
         self.assertRegex(
@@ -524,7 +535,7 @@ class LoggerOfTwistdTests(JournalTestCase):
     def without_journal(self, stream: str) -> str:
         """@param stream: `$JOURNAL_STREAM`."""
         with (
-            mock.patch.object(sink, "_STDOUT", self.output),
+            mock.patch.object(output, "STDOUT", self.output),
             mock.patch.object(module, "_STDOUT", self.output),
             mock.patch.dict(os.environ, {"JOURNAL_STREAM": stream}),
         ):

@@ -23,8 +23,9 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.errors import CannotOpenLog
-from fwdrelay.observe import sink as module
-from fwdrelay.observe.sink import PatientOutput, Sink
+from fwdrelay.observe import output as module
+from fwdrelay.observe.losses import BOUND, FIRST_RETRY
+from fwdrelay.observe.sink import Sink
 from tests.case import SynchronousTestCase
 from tests.scenarios.relay_process import wait_until
 
@@ -349,7 +350,7 @@ class PipeTests(SinkTestCase):
         super().setUp()
         self.reader, self.writer = os.pipe()
         self.addCleanup(os.close, self.reader)
-        patch = mock.patch.object(module, "_STDOUT", self.writer)
+        patch = mock.patch.object(module, "STDOUT", self.writer)
         patch.start()
         self.addCleanup(patch.stop)
         self.sink = Sink(self.clock, None)
@@ -387,7 +388,7 @@ class PipeTests(SinkTestCase):
             for _ in range(130):  # twice what the pipe takes
                 self.sink.write(LINE)
             for _ in range(4):
-                self.clock.advance(module.FIRST_RETRY)
+                self.clock.advance(FIRST_RETRY)
                 data += self.read()
         self.assertEqual(data.count(b"\n"), 50 * 130)
         self.assertEqual(self.sink.dropped, 0)
@@ -407,7 +408,7 @@ class PipeTests(SinkTestCase):
         (told,) = self.told()
         self.assertIn(f"{3000 - len(lines)} lines were dropped", told)
         held_by_pipe = 1 << 16
-        self.assertLess(len(data), module.BOUND + held_by_pipe + 1000 + 1)
+        self.assertLess(len(data), BOUND + held_by_pipe + 1000 + 1)
         self.assertEqual(self.sink.dropped, 3000 - len(lines))
         self.sink.close()
 
@@ -611,7 +612,7 @@ class SeveralProcessesTests(SinkTestCase):
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
         self.addCleanup(os.close, writer)
-        with mock.patch.object(module, "_STDOUT", writer):
+        with mock.patch.object(module, "STDOUT", writer):
             sink = Sink(self.clock, None)
         sink.write("x" * (1 << 17))  # more than the pipe takes
         self.clock.advance(0)
@@ -644,7 +645,7 @@ class SeveralProcessesTests(SinkTestCase):
             stdin=subprocess.PIPE,
             stdout=writer,
         )
-        with holder, mock.patch.object(module, "_STDOUT", writer):
+        with holder, mock.patch.object(module, "STDOUT", writer):
             wait_until(lambda: is_locked(writer))
             sink = Sink(self.clock, None)
             sink.write("one")
@@ -735,7 +736,7 @@ class TerminalTests(SinkTestCase):
         self.addCleanup(os.close, self.screen)
         self.addCleanup(os.close, self.terminal)
         tty.setraw(self.terminal)
-        patch = mock.patch.object(module, "_STDOUT", self.terminal)
+        patch = mock.patch.object(module, "STDOUT", self.terminal)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -762,29 +763,3 @@ class TerminalTests(SinkTestCase):
         self.assertEqual([int(line) for line in data.split()], list(range(500)))
         sink.close()
         self.assertTrue(os.get_blocking(self.terminal))
-
-    def test_nor_does_the_log_of_the_process(self) -> None:
-        output = PatientOutput()
-        self.addCleanup(output.close)
-        for number in range(500):
-            output.write(f"{number:999}\n")
-        lines = self.read().decode().splitlines()
-        self.assertLess(len(lines), 500)
-        output.write("whole\n")
-        self.assertEqual(self.read().decode().splitlines()[-1], "whole")
-        for number, line in enumerate(lines[:-1]):
-            self.assertEqual(int(line), number)
-
-    def test_what_follows_a_line_that_was_cut_is_a_line_of_its_own(self) -> None:
-        output = PatientOutput()
-        self.addCleanup(output.close)
-        write = os.write
-        with (
-            mock.patch.object(os, "write", lambda descriptor, data: write(descriptor, data[:3])),
-            mock.patch.object(output, "_ready") as ready,
-        ):
-            ready.poll.side_effect = [[(output._fd, select.POLLOUT)], []]
-            output.write("cut short\n")
-        for line in ("whole\n", "whole, too\n"):
-            output.write(line)
-        self.assertEqual(self.read().decode().splitlines(), ["cut", "whole", "whole, too"])

@@ -132,7 +132,7 @@ class RelayProcess:
                 left = deadline - time.monotonic()
                 if left <= 0 or (self.lines and self.lines[-1] == "(its output ended)"):
                     raise AssertionError(
-                        "not printed; the relay printed:\n" + "\n".join(self.lines)
+                        "not printed; the relay's last lines:\n" + "\n".join(self.lines[-40:])
                     )
                 self._grown.wait(left)
 
@@ -234,7 +234,9 @@ class RelayProcess:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError("did not stop; it printed:\n" + "\n".join(self.lines)) from None
+            raise AssertionError(
+                "did not stop; its last lines:\n" + "\n".join(self.lines[-40:])
+            ) from None
         self._reader.join()
         output = _TWISTED_S_RESERVE.sub("", "\n".join(self.lines))
         if self.process.returncode != status or TROUBLE.search(output):

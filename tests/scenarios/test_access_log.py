@@ -320,7 +320,7 @@ class Unread(Scenario, every_pump=False):
                     one_session(relay, upstream)
             self.assertEqual(len(relay.ended(count)), count)
 
-    def test_nor_does_what_the_relay_itself_has_to_say(self) -> None:
+    def test_nor_does_what_the_relay_itself_has_to_say_and_it_is_not_lost(self) -> None:
         with Upstream() as upstream, self.relaying("--target", upstream.target) as relay:
             with relay.output_unread():
                 for _ in range(600):
@@ -329,6 +329,8 @@ class Unread(Scenario, every_pump=False):
                     relay.signal(signal.SIGHUP)
                     one_session(relay, upstream)
             relay.ended(700)
+            said = [line for line in relay.lines if "no configuration file to read" in line]
+            self.assertEqual(len(said), 100)
 
     def test_a_pipe_that_nobody_reads_stops_nothing(self) -> None:
         path = str(self.path("pipe"))
