@@ -577,15 +577,18 @@ def makeService(options: Options) -> IService:
     # A reactor may be chosen by twistd's own options, so nothing imports it before.
     from twisted.internet import reactor
 
-    from .observe.output import PatientOutput, settle
+    from .observe.output import PatientOutput, Unsaid, settle
     from .process.sdnotify import Notifier
     from .relay import Relay
 
     twistd: dict[str, Any] = options.parent or {}
+    output: PatientOutput | None = None
     if twistd.get("nodaemon") and twistd.get("logfile") in (None, "-"):
+        if sys.stdout is None:
+            _give_up(options, "standard output is closed: direct it to a file, or to /dev/null")
         # Here twistd is about to begin its log, on whatever is the standard output then.
         sys.stdout.flush()
-        sys.stdout = PatientOutput.of(reactor)
+        sys.stdout = output = PatientOutput.of(reactor)
         atexit.register(settle)
     service = MultiService()
     notifier = Notifier.from_environment(os.environ)
@@ -598,6 +601,9 @@ def makeService(options: Options) -> IService:
 
         command = renewal.Command.of(options)
         command.keep_pid_file(twistd)
+        before = renewal.read_from_environment(os.environ)
+        if before is not None and output is not None:
+            output.go_on_with(Unsaid(*before.get(renewal.UNSAID, ())))
         relay = Supervisor(
             options.config,
             reactor,
@@ -607,7 +613,7 @@ def makeService(options: Options) -> IService:
             stop=lambda now: signals.drain(now),
             fail=partial(_fail, reactor),
             command=command,
-            before=renewal.read_from_environment(os.environ),
+            before=before,
         )
     else:
         relay = Relay(
@@ -633,9 +639,11 @@ def _fail(reactor: Any, sentence: str) -> None:
 def _leave_with(status: int) -> NoReturn:
     from .observe.output import settle
 
-    # Nothing else that was to be done at the end will be.
-    settle()
-    os._exit(status)
+    try:
+        settle()
+    finally:
+        # Nothing else that was to be done at the end will be.
+        os._exit(status)
 
 
 def _spare_the_collector() -> None:

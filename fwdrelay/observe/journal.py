@@ -38,7 +38,13 @@ from ..errors import CannotOpenLog
 from .access_log import fields
 from .events import SessionEnded
 from .losses import BOUND, FIRST_RETRY, LAST_WAIT, LONGEST_RETRY, RETRY_WHAT_FAILED, Losses
-from .output import PatientOutput, later_from_any_thread, of_the_process, settle_at_the_end
+from .output import (
+    PatientOutput,
+    Unsaid,
+    later_from_any_thread,
+    of_the_process,
+    settle_at_the_end,
+)
 
 SOCKET = "/run/systemd/journal/socket"
 
@@ -163,6 +169,11 @@ class Journal:
         with self._lock:
             if not self._closed:
                 self._send_until(time.monotonic() + patience)
+
+    @property
+    def unsaid(self) -> Unsaid:
+        with self._lock:
+            return Unsaid(dropped=len(self._waiting) + self._losses.untold)
 
     def _send_until(self, deadline: float) -> None:
         with suppress(OSError):

@@ -50,6 +50,11 @@ class Losses:
         self.total += count
         self._untold += count
 
+    @property
+    def untold(self) -> int:
+        """Those of which nobody was told."""
+        return self._untold
+
     def tell(self, *, at_last: bool = False) -> None:
         """
         What is written to takes it again: tell what it has missed, if there is anything, though not all the

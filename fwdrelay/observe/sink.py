@@ -26,7 +26,14 @@ from twisted.logger import Logger
 from ..errors import CannotOpenLog
 from .events import SessionEnded
 from .losses import BOUND, FIRST_RETRY, LAST_WAIT, LONGEST_RETRY, RETRY_WHAT_FAILED, Losses
-from .output import AT_ONCE, PatientOutput, close_standard_output, open_standard_output
+from .output import (
+    AT_ONCE,
+    PatientOutput,
+    close_standard_output,
+    is_amid_a_line,
+    open_standard_output,
+    waited_in_vain,
+)
 
 # A file takes all there is; a bound, lest a turn takes long.
 _AT_ONCE_OF_A_FILE = 1 << 18
@@ -142,6 +149,10 @@ class Sink:
             self._flushing = None
         self._look()
         self._write_what_is_taken(patience)
+        if self._path is None:
+            is_amid_a_line(self, False)
+            if self._waiting and patience:
+                waited_in_vain()
         self._losses.add(self._waiting.count(b"\n"))
         self._waiting.clear()
         self._losses.tell(at_last=True)
@@ -231,7 +242,7 @@ class Sink:
 
     def _comes_next(self) -> bool:
         """Whether what the process itself has to say there, which is little and matters more, has been taken."""
-        return self._path is not None or PatientOutput.is_up_to_date()
+        return self._path is not None or self._begun or PatientOutput.is_up_to_date()
 
     def _lock(self) -> bool:
         """
@@ -257,7 +268,7 @@ class Sink:
 
     def _write_what_is_taken(self, patience: float = 0.0) -> None:
         deadline = time.monotonic() + patience
-        while not (self._comes_next() and self._lock()):
+        while not self._lock():
             if time.monotonic() >= deadline:
                 self._stuck = True
                 return
@@ -268,10 +279,18 @@ class Sink:
     def _write_until(self, deadline: float) -> None:
         """@param deadline: by `time.monotonic`, for what is not taken at once."""
         try:
-            # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
-            while self._waiting and self._ready.poll(max(deadline - time.monotonic(), 0) * 1000):
+            while self._waiting:
+                if not self._comes_next():
+                    if time.monotonic() >= deadline:
+                        break
+                    time.sleep(FIRST_RETRY)
+                    continue
+                # POLLERR too, which is all that a full pipe without a reader says: writing tells why.
+                if not self._ready.poll(max(deadline - time.monotonic(), 0) * 1000):
+                    break
                 # Whole lines, for what else the process has to say may come between.
-                end = self._waiting.rfind(b"\n", 0, self._at_once) + 1
+                find = self._waiting.find if self._begun else self._waiting.rfind
+                end = find(b"\n", 0, self._at_once) + 1
                 written = os.write(self._fd, self._waiting[: end or self._at_once])
                 if written:
                     self._begun = self._waiting[written - 1] != ord("\n")
@@ -293,6 +312,8 @@ class Sink:
             self._losses.add(self._waiting.count(b"\n", kept))
             del self._waiting[kept:]
         self._stuck = bool(self._waiting)
+        if self._path is None:
+            is_amid_a_line(self, self._begun and not self._broken)
 
 
 def _is_pipe(path: str) -> bool:

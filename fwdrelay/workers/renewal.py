@@ -27,7 +27,7 @@ from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 
 from ..config import Config
-from ..observe.output import settle
+from ..observe.output import settle, unsaid
 
 RENEWAL = "FWDRELAY_RENEWAL"
 REHEARSAL = "FWDRELAY_REHEARSAL"
@@ -43,6 +43,8 @@ SIGNALS = frozenset(
     )
 )
 """Those that wait while nobody is there to act on them."""
+UNSAID = "unsaid"
+"""Where in the state is what the process could not say any more: a `fwdrelay.observe.output.Unsaid`."""
 _NAME = "fwdrelay-renewal"
 _MOST = 1 << 16
 """Bytes of what a rehearsal says that are looked at, from the end."""
@@ -370,7 +372,7 @@ def renew(state: Mapping[str, Any], descriptors: Iterable[int], command: Command
     settle()
     with (
         _held() as late,
-        _left_behind(write(state, command.pid_file, late)) as left,
+        _left_behind(write({**state, UNSAID: unsaid()}, command.pid_file, late)) as left,
         _inheritable([left, late, *descriptors]),
         _where_it_began(command),
         _environment({RENEWAL: str(left)}),

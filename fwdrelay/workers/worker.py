@@ -341,7 +341,7 @@ class _WorkersTalk(Talk):
 
 @implementer(ILogObserver)
 class _ToSupervisor:
-    """Has the supervisor write what this process has to say; while there is none, it goes to standard error."""
+    """Has the supervisor write what this process has to say; while there is none, it goes to standard output."""
 
     def __init__(self, worker: Worker, reactor: Any) -> None:
         self._worker = worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 import tty
 from typing import Any
 from unittest import mock
@@ -14,7 +15,14 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from fwdrelay.observe import output as module
 from fwdrelay.observe.losses import BOUND, LONGEST_RETRY
-from fwdrelay.observe.output import PatientOutput, of_the_process, open_standard_output, settle
+from fwdrelay.observe.output import (
+    PatientOutput,
+    Unsaid,
+    of_the_process,
+    open_standard_output,
+    settle,
+    unsaid,
+)
 from fwdrelay.observe.sink import Sink
 from tests.case import SynchronousTestCase
 
@@ -173,6 +181,89 @@ class PipeTests(OutputTestCase):
         self.assertEqual(lines, LINES[: len(lines)])
         self.assertEqual(lines + self.read_on(), LINES)
 
+    def test_who_has_waited_already_does_not_wait_again(self) -> None:
+        sink = Sink(self.clock, None)
+        for line in LINES:
+            self.output.write(line)
+        sink.write("the last")
+        sink.close(patience=0.01)
+        with mock.patch.object(self.output, "_write_until") as write:
+            now = time.monotonic()
+            with mock.patch.object(time, "monotonic", lambda: now):
+                settle(patience=60)
+        write.assert_called_once_with(now)
+
+    def test_a_sink_with_nothing_to_write_waits_for_nothing(self) -> None:
+        for line in LINES:
+            self.output.write(line)
+        with mock.patch.object(PatientOutput, "is_up_to_date") as asked:
+            Sink(self.clock, None).close(patience=60)
+        asked.assert_not_called()
+
+    def test_what_was_dropped_is_told_at_the_end(self) -> None:
+        told: Any = self.write_event
+        globalLogPublisher.addObserver(told)
+        self.addCleanup(globalLogPublisher.removeObserver, told)
+        self.fill_up()
+        self.output.write("too much\n")
+        while len(self.output.unsaid.waiting) > 1 << 15:
+            self.read()
+            settle(patience=0)
+        self.assertEqual(self.told(), [])
+        self.read()
+        settle(patience=0)
+        self.assertIn(" 1 line was dropped.", self.read()[-1])
+
+    def fill_up(self) -> None:
+        """Write until not one line more may wait."""
+        while len(self.output.unsaid.waiting) < BOUND:
+            self.output.write(LINES[0])
+
+    def test_another_goes_on_where_it_had_to_stop(self) -> None:
+        self.fill_up()
+        self.output.write("too much\n")
+        left = unsaid()
+        self.assertEqual((left.begun, left.dropped), (False, 1))
+        lines = self.read()
+        self.output.close()
+        self.assertEqual(unsaid(), Unsaid())
+        self.output = PatientOutput(of_the_process(self.clock), self.clock.callLater)
+        self.addCleanup(self.output.close)
+        self.output.go_on_with(left)
+        lines += self.read_on()
+        self.assertGreater(len(lines), BOUND // 1000)
+        self.assertEqual(set(lines), {LINES[0]})
+        (dropped,) = self.told()
+        self.assertIn(" 1 line was dropped.", dropped)
+
+    def test_a_signal_that_comes_between(self) -> None:
+        write = os.write
+        handler = iter(["two\n"])
+
+        def interrupted(descriptor: int, data: bytes) -> int:
+            for line in handler:
+                self.output.write(line)
+            return write(descriptor, data)
+
+        with mock.patch.object(os, "write", interrupted):
+            self.output.write("one\n")
+        self.assertEqual(self.read(), ["one\n", "two\n"])
+
+    def test_another_process_may_take_the_room(self) -> None:
+        write = os.write
+        tries = iter((BlockingIOError, None, None))
+
+        def once_taken(descriptor: int, data: bytes) -> int:
+            if taken := next(tries):
+                raise taken
+            return write(descriptor, data)
+
+        with mock.patch.object(os, "write", once_taken):
+            self.output.write("one\n")
+            self.assertEqual(self.read(), [])
+            self.clock.advance(LONGEST_RETRY)
+        self.assertEqual(self.read(), ["one\n"])
+
     def test_threads(self) -> None:
         def tell(name: int) -> None:
             for number in range(100):
@@ -223,6 +314,27 @@ class TerminalTests(OutputTestCase):
             self.output.write(line)  # would block, if it could
         self.assertEqual(self.read_on(), LINES)
         self.assertTrue(os.get_blocking(self.writer))
+
+    def test_neither_log_comes_between_the_parts_of_a_line(self) -> None:
+        sink = Sink(self.clock, None)
+        said: list[str] = []
+        told: list[str] = []
+        for number in range(200):
+            told.append(f"a{number:1500}\n")
+            sink.write(told[-1].rstrip("\n"))
+        self.clock.advance(0)
+        lines = ""
+        while self.clock.getDelayedCalls():
+            said.append(f"p{len(said):50}\n")
+            self.output.write(said[-1])
+            # The screen is slow: it takes less than a line at a time.
+            lines += os.read(self.reader, 700).decode()
+            self.clock.advance(LONGEST_RETRY)
+        lines += "".join(self.read())
+        sink.close()
+        found = lines.splitlines(keepends=True)
+        self.assertEqual([line for line in found if line.startswith("a")], told)
+        self.assertEqual([line for line in found if not line.startswith("a")], said)
 
 
 class FileTests(OutputTestCase):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.case import SynchronousTestCase
-from tests.scenarios.relay_process import PATIENCE, TROUBLE, TWISTD
+from tests.scenarios.relay_process import PATIENCE, TROUBLE, TWISTD, wait_until
 from tests.scenarios.scenario import is_root
 
 GOOD = ("--port", "0", "--target", "localhost:80")
@@ -72,7 +72,8 @@ class StartUpErrors(SynchronousTestCase):
             cwd=self.folder,
             check=False,
         )
-        self.assertFalse((self.folder / "pid").exists(), "the pid file is left")
+        # A daemon tells its parent that it failed, and removes the file then.
+        wait_until(lambda: not (self.folder / "pid").exists(), lambda: "the pid file is left")
         self.assertIsNone(TROUBLE.search(done.stdout + done.stderr), done.stdout + done.stderr)
         return done.returncode, done.stdout, done.stderr
 
@@ -183,6 +184,21 @@ class StartUpErrors(SynchronousTestCase):
             "--listen",
             f"unix:{path}",
             saying=("cannot listen", "No such file"),
+        )
+
+    def test_a_standard_output_that_is_closed(self) -> None:
+        command = [*TWISTD, "-n", "--pidfile=", "fwdrelay", *GOOD]
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+        self.assertEqual(done.returncode, EX_UNAVAILABLE)
+        self.assertEqual(
+            done.stderr,
+            "fwdrelay: standard output is closed: direct it to a file, or to /dev/null\n",
         )
 
     def test_an_access_log_that_cannot_be_written(self) -> None:
