@@ -8,7 +8,8 @@ with `LeftBehind` all the same when, after its cleanups,
 - a thread runs that did not run before it (the reactor's pool excepted);
 - something died unseen: a `ResourceWarning`, an exception in a destructor or in a thread.
 
-They work alike under `python -m twisted.trial tests` and `python -m pytest`.
+They work alike under `python -m twisted.trial tests` and `python -m pytest`. No example of Hypothesis
+has to come to an end within a time.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import HealthCheck, settings
 from twisted.python.failure import Failure
 from twisted.trial import unittest
 from twisted.trial.itrial import IReporter
@@ -39,6 +41,12 @@ EVERY = 50
 """Tests, until the collector looks through everything again."""
 
 _NUMBERS = itertools.count(1)
+
+# A machine may stall at any example, and for longer than Hypothesis thinks right.
+settings.register_profile(
+    "fwdrelay", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fwdrelay")
 
 
 class LeftBehind(AssertionError):

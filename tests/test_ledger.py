@@ -23,6 +23,7 @@ from tests.case import SynchronousTestCase, open_descriptors
 BEGIN = """
 import json, mmap, os, random, sys
 from fwdrelay import ledger as module
+module._PATIENCE = 60.0  # however many others the machine has to do with
 ledger = module.Ledger.open(int(sys.argv[1]))
 witness = mmap.mmap(int(sys.argv[2]), 4096)
 os.set_blocking(0, False)
@@ -37,7 +38,6 @@ def say(what):
 ALONE = (
     BEGIN
     + """
-module._PATIENCE = 60.0  # however many others the machine has to do with
 one, few = ledger.key("one"), ledger.key("few")
 mine = os.getpid().to_bytes(4, "big")
 taken = 0
@@ -441,6 +441,7 @@ class ProcessesTests(Case):
 
     def setUp(self) -> None:
         super().setUp()
+        self.patch(module, "_PATIENCE", 60.0)
         self.witness = os.memfd_create("witness")
         os.ftruncate(self.witness, 4096)
         self.addCleanup(os.close, self.witness)

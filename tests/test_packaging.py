@@ -28,11 +28,14 @@ PLUGIN = "twisted/plugins/fwdrelay_plugin.py"
 
 
 def files_under(folder: Path) -> set[str]:
-    """The files under a folder, relative to it, without what Python and Twisted keep for speed."""
+    """
+    The files under a folder, relative to it, without what Python and Twisted keep for speed: Twisted writes
+    its cache to a file beside it first, and any process that is a relay may do so at any time.
+    """
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.name != "dropin.cache"
+        if "__pycache__" not in path.parts and "dropin.cache" not in path.name and path.is_file()
     }
 
 
@@ -47,11 +50,13 @@ def scratch() -> Path:
 @functools.cache
 def built() -> tuple[Path, Path]:
     """An sdist, and the wheel that was built from it, in a copy that has just the sources."""
-    copy, out = scratch() / "source", scratch() / "dist"
+    # A folder of its own for each attempt: what fails is to be told by every test that needs it.
+    folder = Path(tempfile.mkdtemp(dir=scratch()))
+    copy, out = folder / "source", folder / "dist"
     copy.mkdir()
     for name in ("fwdrelay", "twisted"):
         shutil.copytree(
-            ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache")
+            ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*dropin.cache*")
         )
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         if (ROOT / name).exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as the_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -88,6 +88,10 @@ def port_of(relay: Relay) -> int:
 
 
 class RelayTestCase(TestCase):
+    """
+    @ivar ends: what must be closed when a test has ended, and its relay.
+    """
+
     pump: PumpName = "buffered"
 
     def setUp(self) -> None:
@@ -97,6 +101,8 @@ class RelayTestCase(TestCase):
         self.upstream = Upstream()
         port = reactor.listenTCP(0, self.upstream, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
+        self.ends: list[End] = []
+        self.addCleanup(lambda: gatherResults([end.closed for end in self.ends]))
         self.target = TargetConfig(host="127.0.0.1", port=port.getHost().port)
 
     def make(self, *listen: str, **fields: Any) -> Relay:
@@ -122,6 +128,7 @@ class RelayTestCase(TestCase):
         port = port_of(relay)
         client = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), End())
         server = await accepted
+        self.ends += client, server
         for one, other in ((client, server), (server, client)):
             one.transport.write(b"!")
             await other.begun

@@ -42,6 +42,7 @@ class SteeringTestCase(RelayTestCase):
         """A client that has connected, and no more."""
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port_of(self.relay))
         client: End = await connectProtocol(endpoint, End())
+        self.ends.append(client)
         return client
 
     async def end(self, client: End, server: End) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import tempfile
@@ -140,6 +141,8 @@ class AcceptTests(SynchronousTestCase):
         host = IPv4Address("TCP", "127.0.0.1", 1)
         self.patch(AdminTCPPort, "getHost", lambda port: host)
         with socket.create_connection(self.listening.socket.getsockname()):
+            # A client knows that it is connected a little earlier than who listens.
+            self.assertTrue(select.select([self.listening], [], [], 10.0)[0])
             self.port.doRead()
         self.assertEqual((self.rooms.wanted, len(self.paused)), (1, 1))
         self.assertIn("Can't accept", self.flushed)

@@ -294,9 +294,11 @@ class StreamTests(CtlTestCase):
             go_on.wait()
 
         self.relay.replies["GET /v1/x"] = Reply(200, pieces(), "text/event-stream")
-        with Api(self.relay.admin, patience=0.05).follow("/v1/x") as events:
+        with Api(self.relay.admin, patience=30.0).follow("/v1/x") as events:
             each = iter(events)
             next(each)
+            self.assertEqual(events._socket.gettimeout(), 30.0)
+            events._socket.settimeout(0.05)  # from here on, as what came before may take its time
             with self.assertRaises(NoRelay) as raised:
                 next(each)
         self.assertTrue(raised.exception.slow)

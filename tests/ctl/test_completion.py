@@ -16,13 +16,22 @@ from tests.scenarios.programs import find, free_port
 
 # What bash has where nobody has changed it.
 BREAKS = " \t\n\"'><=;|&(:"
+PATIENCE = 60.0
+"""Seconds, instead of those that somebody would wait who has pressed TAB."""
+PROGRAM = f"""\
+#!/bin/sh
+exec "{sys.executable}" -c '
+from fwdrelay.ctl import completion, main
+completion.PATIENCE = {PATIENCE}
+main()
+' "$@"
+"""
 
 
 class CompletionTestCase(CtlTestCase):
     def setUp(self) -> None:
         super().setUp()
-        # The shells of tests may be slow; nobody waits here.
-        self.patch(completion, "PATIENCE", 10.0)
+        self.patch(completion, "PATIENCE", PATIENCE)
         targets = [evolve(TARGET, name=name) for name in ("127.0.0.1:80", "unix:/run/x.sock", "b")]
         pools = [evolve(POOL, targets=tuple(targets)), evolve(POOL, name="db")]
         self.relay.replies["GET /v1/pools"] = Reply(200, {"pools": list(map(document, pools))})
@@ -149,7 +158,7 @@ class ShellsTests(CompletionTestCase):
         super().setUp()
         self.bin = self.folder()
         program = self.bin / "fwdrelayctl"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fwdrelay.ctl "$@"\n')
+        program.write_text(PROGRAM)
         program.chmod(0o755)
 
     def script(self, shell: str) -> Path:

@@ -175,6 +175,7 @@ class FollowerTests(CtlTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.patch(top, "RETRY", 0.01)
+        self.patch(top, "_JOIN", 60.0)
 
     def follow(self, interval: float = 1.0) -> Follower:
         follower = Follower(Api(self.relay.admin), interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import tempfile
@@ -112,10 +113,17 @@ class Inheriting:
         case.assertEqual(self.addresses.bind(cast(Listener, self.clients), CONFIG), [WEB])
 
     def connect(self, sock: socket.socket) -> None:
-        """Be a client of it who has hung up already."""
+        """Be a client of it who waits to be accepted, and has hung up already."""
         with socket.socket(sock.family) as client:
             client.settimeout(PATIENCE)
             client.connect(sock.getsockname())
+        # A client knows that it is connected a little earlier than who listens.
+        cast(TestCase, self).assertTrue(select.select([sock], [], [], PATIENCE)[0])
+
+    def accept(self, sock: socket.socket) -> None:
+        """Accept who has connected."""
+        cast(TestCase, self).assertTrue(select.select([sock], [], [], PATIENCE)[0])
+        sock.accept()[0].close()
 
     async def test_who_connects_is_accepted(self) -> None:
         case = cast(TestCase, self)
@@ -155,7 +163,7 @@ class Inheriting:
         case.assertEqual(self.clients.met, 1)
         await self.addresses.closed()
         self.connect(sock)
-        sock.accept()[0].close()
+        self.accept(sock)
 
     async def test_left_they_are_somebody_elses(self) -> None:
         case = cast(TestCase, self)
@@ -166,8 +174,8 @@ class Inheriting:
         case.assertEqual(self.addresses.bound, {})
         await self.addresses.closed()
         self.connect(sock)
-        sock.accept()[0].close()
-        sock.accept()[0].close()
+        self.accept(sock)
+        self.accept(sock)
         case.assertEqual(self.clients.met, 0)
 
     async def test_left_while_it_waits_for_descriptors(self) -> None:
@@ -178,7 +186,7 @@ class Inheriting:
         self.addresses.leave()
         await self.addresses.closed()
         self.connect(sock)
-        sock.accept()[0].close()
+        self.accept(sock)
 
     async def test_unbound_they_are_as_they_were(self) -> None:
         sock = self.listening()
@@ -186,7 +194,7 @@ class Inheriting:
         self.addresses.unbind([WEB])
         await self.addresses.closed()
         self.connect(sock)
-        sock.accept()[0].close()
+        self.accept(sock)
         self.bind(self.handed(sock))
 
     async def test_what_was_not_handed_over_can_not_be_listened_on(self) -> None:
@@ -209,7 +217,7 @@ class Inheriting:
         case.assertRaises(CannotListen, self.addresses.bind, self.clients, CONFIG)
         await self.addresses.closed()
         self.connect(sock)
-        sock.accept()[0].close()
+        self.accept(sock)
 
     async def test_what_comes_a_second_time_takes_the_place_of_the_first(self) -> None:
         case = cast(TestCase, self)

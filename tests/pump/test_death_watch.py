@@ -12,6 +12,9 @@ from unittest import SkipTest
 from fwdrelay.pump.death_watch import DeathWatch
 from tests.case import SynchronousTestCase
 
+PATIENCE = 10_000
+"""Milliseconds, for what comes at once."""
+
 
 class Watched:
     """
@@ -40,9 +43,12 @@ class Watched:
         self.spoke.append(at_end)
 
     def reset(self) -> None:
-        """The peer resets."""
+        """The peer resets, and its reset comes."""
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.peer.close()
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        assert poll.poll(PATIENCE)
 
     def close(self) -> None:
         self.sock.close()

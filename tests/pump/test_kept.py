@@ -530,6 +530,9 @@ class AdoptionTests(AdoptionTestCase):
         """Let the client reset; `told`: to who is no more."""
         self.peers[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.peers[0].close()
+        poll = select.poll()
+        poll.register(left[0], 0)
+        self.assertTrue(poll.poll(10_000))  # it comes
         if told:
             self.assertNotEqual(left[0].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
 

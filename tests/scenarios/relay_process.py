@@ -222,6 +222,18 @@ class RelayProcess:
         self._told_to_stop |= number in (signal.SIGTERM, signal.SIGINT)
         self.process.send_signal(number)
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """
+        Stop it for the time of a `with` block. Who connects meanwhile is accepted afterwards, and all he has said
+        by then is there at once, however slow the test is: for time-outs that are short.
+        """
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def stop(self, status: int = 0) -> None:
         """SIGTERM, wait, and fail on anything that should not have been."""
         if self._stopped:

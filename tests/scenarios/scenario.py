@@ -29,6 +29,11 @@ PUMPS = ("splice", "buffered")
 
 MB = 1 << 20
 _BLOCK = random.Random(20).randbytes(MB - 8)
+_LOOKS = 10
+"""
+How often in a row a socket is looked at before it is said to be stuck: a machine that stands still for a moment,
+and with it who should make room, takes one look away, and not all.
+"""
 
 
 class Scenario(SynchronousTestCase):
@@ -139,22 +144,28 @@ def receive(
 
 def fill(sock: socket.socket, most: int, seed: int = 0, patience: float = 1.0) -> bytes:
     """
-    Send `chunks` until nothing more is taken for `patience` seconds.
+    Send `chunks` until nothing more is taken for `patience` seconds, see `_LOOKS`.
 
     @return: what was taken.
     """
     taken = bytearray()
     former = sock.gettimeout()
-    sock.settimeout(patience)
+    sock.settimeout(patience / _LOOKS)
+    in_vain = 0
     try:
         for chunk in chunks(most, seed):
             view = memoryview(chunk)
-            while view:
-                sent = sock.send(view)
+            while view and in_vain < _LOOKS:
+                try:
+                    sent = sock.send(view)
+                except TimeoutError:
+                    in_vain += 1
+                    continue
+                in_vain = 0
                 taken += view[:sent]
                 view = view[sent:]
-    except TimeoutError:
-        pass
+            if view:
+                break
     finally:
         sock.settimeout(former)
     return bytes(taken)
@@ -186,14 +197,38 @@ class Unanswering(Upstream):
         self.socket.listen(0)
         self._fillers = []
         address = self.socket.getsockname()
-        while True:
+        while not self._is_full():
             filler = socket.socket(self.socket.family)
-            filler.settimeout(0.2)
+            filler.settimeout(PATIENCE)
             self._fillers.append(filler)
             try:
                 filler.connect(address)
-            except (TimeoutError, BlockingIOError):  # as TCP and Unix sockets tell it
+            except BlockingIOError:  # as Unix sockets tell it
                 break
+            wait_until(self._has_them)
+
+    def _queue(self) -> tuple[int, int]:
+        """
+        @return: how many wait to be accepted, and how many may: `tcpi_unacked` and `tcpi_sacked`, of a TCP socket
+            that listens.
+        """
+        waiting: int
+        most: int
+        waiting, most = struct.unpack_from(
+            "II", self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24
+        )
+        return waiting, most
+
+    def _is_full(self) -> bool:
+        """A queue takes one more than it should."""
+        if self.socket.family == socket.AF_UNIX:
+            return False
+        waiting, most = self._queue()
+        return waiting > most
+
+    def _has_them(self) -> bool:
+        """The last to connect may be told of it before he is in the queue."""
+        return self.socket.family == socket.AF_UNIX or self._queue()[0] == len(self._fillers)
 
     def answer(self) -> None:
         """Take those who filled the queue out of it; the next to knock are let in."""
@@ -222,7 +257,12 @@ def wait_until_blocked(sender: socket.socket) -> None:
     Wait until what another thread sends by `sender` gets stuck: nothing more is taken for half a second.
     """
     deadline = time.monotonic() + PATIENCE
-    while select.select([], [sender], [], 0.5)[1]:
+    in_vain = 0
+    while in_vain < _LOOKS:
+        if not select.select([], [sender], [], 0.5 / _LOOKS)[1]:
+            in_vain += 1
+            continue
+        in_vain = 0
         if time.monotonic() > deadline:
             raise AssertionError("it never gets stuck: all of it has gone into buffers, perhaps")
         time.sleep(0.02)

@@ -34,6 +34,7 @@ from tests.scenarios.relay_process import (
     wait_until,
 )
 from tests.scenarios.scenario import MB, Scenario
+from tests.scenarios.tls_ends import TLSSocket
 
 SEED = 20260
 PROXY_V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 80\r\n"
@@ -101,7 +102,8 @@ class Echo(Upstream):
 
     def _answer_securely(self, secure: ssl.SSLContext, accepted: socket.socket) -> None:
         try:
-            with secure.wrap_socket(accepted, server_side=True) as wrapped:
+            # Not `ssl`'s own socket, which CPython forgets to close when it was reset before it is wrapped.
+            with TLSSocket(accepted, secure, serving=True) as wrapped:
                 while data := wrapped.recv(1 << 16):
                     wrapped.sendall(data)
         except OSError:
@@ -285,15 +287,15 @@ class Attacks(Scenario):
         """
         One who sends `data` a byte at a time is cut, though never silent; others are served meanwhile.
         """
-        with self.ports(0.5) as ports, ports.connect(name) as slow:
+        # With a patience in which a slow machine serves them, too.
+        with self.ports() as ports, ports.connect(name) as slow:
+            slow.sendall(first + data[:20])
+            self.assertTrue(ports.is_served(name))
+        # In which `first` has to come, too.
+        with self.ports(3.0 if first else 0.5) as ports, ports.connect(name) as slow:
             slow.sendall(first)
-            served: list[bool] = []
-            other = threading.Thread(target=lambda: served.append(ports.is_served(name)))
-            other.start()
             trickle(slow, data, 0.01)
-            other.join()
-            self.assertEqual(served, [True])
-            self.assertIn((reason, "cR"), self.reasons(ports, 2))
+            self.assertEqual(self.reasons(ports, 1), {(reason, "cR")})
 
     def test_a_slow_hello(self) -> None:
         # Of a length that takes longer than the relay's patience.
@@ -302,7 +304,8 @@ class Attacks(Scenario):
         )
 
     def test_a_slow_handshake_after_a_quick_hello(self) -> None:
-        with self.ports(0.5) as ports, ports.connect("tls") as slow:
+        # A patience in which a slow machine answers the hello.
+        with self.ports(3.0) as ports, ports.connect("tls") as slow:
             slow.sendall(ports.hello())
             self.assertEqual(slow.recv(1), b"\x16")  # its own
             trickle(slow, b"\x17\x03\x03\x40\0" + bytes(2000), 0.01)
@@ -334,7 +337,10 @@ class Attacks(Scenario):
                 slow.sendall(hello[50:])
                 self.assertEqual(read_exactly(slow, len(hello) - 50), hello[50:])
             with ports.connect("sni-or-nothing") as slow:
-                slow.sendall(hello[:50])
+                with contextlib.suppress(
+                    ConnectionError
+                ):  # it may be cut before, by a slow machine
+                    slow.sendall(hello[:50])
                 self.assertEqual(to_the_end(slow), b"")
             self.assertIn(("no-route", "PR"), self.reasons(ports, 2))
 
@@ -545,14 +551,21 @@ class Floods(Scenario, every_pump=False):
 
     COUNT: ClassVar[int] = 20_000
 
-    def flood(self, address: tuple[str, int], data: bytes, source: str, count: int) -> Counter[str]:
+    def flood(
+        self,
+        address: tuple[str, int],
+        data: bytes,
+        source: str,
+        count: int,
+        enough: threading.Event,
+    ) -> Counter[str]:
         """
-        Connect again and again, each time as soon as the last one is done.
+        Connect so many times, and again until it is `enough`, each time as soon as the last one is done.
 
         @return: how often it ended how.
         """
         told: Counter[str] = Counter()
-        for _ in range(count):
+        while told.total() < count or not enough.is_set():
             with socket.socket() as client:
                 client.settimeout(PATIENCE)
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -569,7 +582,7 @@ class Floods(Scenario, every_pump=False):
     def assert_others_are_served(
         self, ports: Ports, name: str, data: bytes, count: int, reason: str
     ) -> None:
-        """While so many come from 127.0.0.2 and on, others come from 127.0.0.1."""
+        """While so many or more come from 127.0.0.2 and on, some others come from 127.0.0.1."""
         relay = ports.relay
         for _ in range(3):
             self.assertTrue(ports.is_served(name))
@@ -578,20 +591,24 @@ class Floods(Scenario, every_pump=False):
         address = relay.listener(name)
         assert isinstance(address, tuple)
         begun = time.monotonic()
+        served, enough = 0, threading.Event()
         with ThreadPoolExecutor(4) as threads:
             floods = [
-                threads.submit(self.flood, address, data, f"127.0.0.{number}", count // 4)
+                threads.submit(self.flood, address, data, f"127.0.0.{number}", count // 4, enough)
                 for number in range(2, 6)
             ]
-            served = 0
-            while not all(flood.done() for flood in floods):
-                self.assertTrue(ports.is_served(name))
-                served += 1
-                most, most_memory = max(most, relay.descriptors()), max(most_memory, relay.memory())
-            for flood in floods:
-                self.assertEqual(flood.result().total(), count // 4)
+            try:
+                while not all(flood.done() for flood in floods):
+                    self.assertTrue(ports.is_served(name))
+                    served += 1
+                    if served > 5:
+                        enough.set()
+                    most = max(most, relay.descriptors())
+                    most_memory = max(most_memory, relay.memory())
+            finally:
+                enough.set()
+            count = sum(flood.result().total() for flood in floods)
         seconds = time.monotonic() - begun
-        self.assertGreater(served, 5)
         self.assertLess(most - relay.at_rest, 500)
         self.assertLess(most_memory - memory, 40 * MB)
         relay.wait_for_descriptors(relay.at_rest)

@@ -39,6 +39,7 @@ from tests.scenarios.relay_process import (
     connect,
     read_exactly,
     read_until_reset,
+    wait_until,
 )
 from tests.scenarios.scenario import Scenario
 from tests.scenarios.test_nginx import CONNECTIONS, nginx, wrk
@@ -48,20 +49,11 @@ _MARKUP = "<img/src=x/onerror=alert(1)>"
 _NOTHING = "\N{EN DASH}"
 _DESK = {"width": 1280, "height": 900}
 _PHONE = {"width": 360, "height": 740}
-_GONE = r"ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE"
+# In whatever a browser was about when the relay went.
+_GONE = r"ERR_CONNECTION_|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE|ERR_SOCKET_NOT_CONNECTED"
 _LOUD = """
 addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective}`));
 """
-
-# `watched` is resolved once a part of the page has had some words in it, however shortly.
-_WATCH = f"""([selector, words]) => {{
-  const part = document.querySelector(selector);
-  window.watched = new Promise((resolve, reject) => {{
-    const look = () => part.textContent.includes(words) && resolve();
-    new MutationObserver(look).observe(part, {{ childList: true, characterData: true, subtree: true }});
-    setTimeout(() => reject(new Error(`${{words}} never stood in ${{selector}}`)), {PATIENCE * 1000});
-  }});
-}}"""
 
 # `losses` is how often the banner has come up since.
 _COUNT_LOSSES = """() => {
@@ -272,15 +264,22 @@ class DashboardShows(Dashboard, every_pump=False):
             live = row(page, "#sessions", f"127.0.0.1:{client.getsockname()[1]}")
             expect(cell(live, "Target")).to_have_text(upstream.target)
             expect(cell(live, "State")).to_have_text("relaying")
-            page.evaluate(_WATCH, [reading("up"), "KiB/s"])
-            client.sendall(bytes(300_000))
-            read_exactly(server, 300_000)
-            page.evaluate("watched")
+            sent = 0
+
+            def up_moves() -> bool:
+                """Bytes flow until that is seen: a browser that is busy draws only what was told last."""
+                nonlocal sent
+                client.sendall(bytes(10_000))
+                read_exactly(server, 10_000)
+                sent += 10_000
+                return "iB/s" in page.locator(reading("up")).inner_text()
+
+            wait_until(up_moves)
             server.sendall(bytes(5_000))
-            expect(cell(live, "↑ Up")).to_have_attribute("title", "300,000")
+            expect(cell(live, "↑ Up")).to_have_attribute("title", f"{sent:,}")
             expect(cell(live, "↓ Down")).to_have_attribute("title", "5,000")
             listener = row(page, "main", f"127.0.0.1:{relay.port}")
-            expect(cell(listener, "↑ Up")).to_have_attribute("title", "300,000")
+            expect(cell(listener, "↑ Up")).to_have_attribute("title", f"{sent:,}")
             # The trace has gone up and come down again.
             trace = page.locator('[data-chart="throughput"] .trace.series-up')
             expect(trace).to_have_attribute("d", re.compile(r"M[\d. ]+L[\d. L]+"))
@@ -293,6 +292,12 @@ class DashboardShows(Dashboard, every_pump=False):
             self.shown("--target", f"127.0.0.1:{port}", "--access-log", "off") as (relay, page),
         ):
             requests = wrk(place, relay.port, "--header", "Connection: close")
+            # Of those whom wrk has left the last may be waiting to be let in; who comes now waits behind them.
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{relay.port}/", timeout=PATIENCE
+            ) as answer:
+                answer.read()
+            wait_until(lambda: asked(relay, "v1/status")["totals"]["sessions"] == 0)
             expect(page.locator('[data-reading="sessions"]')).to_have_text("0")
             totals = asked(relay, "v1/status")["totals"]
             listener = row(page, "main", f"127.0.0.1:{relay.port}")
@@ -302,11 +307,12 @@ class DashboardShows(Dashboard, every_pump=False):
                 ("↑ Up", "bytes_up"),
             ):
                 expect(cell(listener, label)).to_have_attribute("title", f"{totals[key]:,}")
-            shown = page.locator("#totals").inner_text()
-            self.assertIn(f"Since the start: {totals['sessions_total']:,} sessions,", shown)
+            expect(page.locator("#totals")).to_contain_text(
+                f"Since the start: {totals['sessions_total']:,} sessions,"
+            )
             # wrk asks once more at first, and leaves in the middle of things when its time is up.
-            self.assertGreaterEqual(totals["sessions_total"], requests)
-            self.assertLessEqual(totals["sessions_total"], requests + CONNECTIONS + 1)
+            self.assertGreater(totals["sessions_total"], requests)
+            self.assertLessEqual(totals["sessions_total"], requests + CONNECTIONS + 2)
             expect(page.get_by_role("button", name=re.compile("^done "))).to_be_visible()
             expect(page.locator("#ends-summary")).to_contain_text("came too fast to be told")
 
@@ -319,8 +325,9 @@ class DashboardShows(Dashboard, every_pump=False):
             rise = 2
         """
         with ExitStack() as stack:
-            first, second = (stack.enter_context(Upstream()) for _ in range(2))
-            port = first.socket.getsockname()[1]
+            port = free_port()  # which nobody's connection takes while the target is dead
+            first = stack.enter_context(Upstream(port=port))
+            second = stack.enter_context(Upstream())
             text = configuration([first.target, second.target], checked)
             relay = stack.enter_context(ConfiguredRelay(self.path("relay.toml"), text))
             page = stack.enter_context(self.page(relay))
@@ -527,6 +534,8 @@ class DashboardShows(Dashboard, every_pump=False):
             self.assertEqual(widths[0], widths[1])
             page.set_viewport_size(ViewportSize(width=360, height=740))
             self.assertLessEqual(wide_of_the_page(page), 0)
+            # The page asks again and again, and may be in the midst of it when it is closed.
+            page.unroute_all(behavior="ignoreErrors")
 
     def test_names_are_text_whatever_is_in_them(self) -> None:
         with (
@@ -623,11 +632,12 @@ class DashboardSteers(Dashboard, every_pump=False):
             drain = set_to(page, first.target, "Drain")
             drain.click()
             confirm(page, "Drain")
+            # First what does not stay.
+            expect(page.get_by_role("status").filter(has_text="is set to drain")).to_be_visible()
             expect(drain).to_have_attribute("aria-pressed", "true")
             target = row(page, ".pool", first.target)
             expect(cell(target, "State")).to_have_text("drained")
             expect(cell(target, "Share")).to_have_text("0 %")
-            expect(page.get_by_role("status").filter(has_text="is set to drain")).to_be_visible()
             for _ in range(2):
                 stack.enter_context(self.session(relay, second))
             set_to(page, first.target, "Ready").click()
@@ -670,9 +680,9 @@ class DashboardSteers(Dashboard, every_pump=False):
             field.fill("3")
             field.press("Enter")
             expect(page.get_by_role("dialog")).to_be_hidden()
+            expect(page.get_by_role("status").filter(has_text="has weight 3")).to_be_visible()
             expect(cell(target, "Weight")).to_have_text("3")
             expect(cell(target, "Share")).to_have_text("75 %")
-            expect(page.get_by_role("status").filter(has_text="has weight 3")).to_be_visible()
 
     def test_what_the_relay_refuses_is_told_in_its_own_words(self) -> None:
         with (
@@ -861,6 +871,8 @@ class DashboardIsLost(Dashboard, every_pump=False):
                 self.assertTrue(listener.recv(1 << 16).startswith(b"HTTP/1.1 200 "))
             page = stack.enter_context(self.page(relay, allowed="503"))
             expect(page.locator("#state-word")).to_have_text("running")
+            # What a stream that is refused does, not what a machine does that stands still for some seconds.
+            page.evaluate("performance.now = () => heardAt")
             page.evaluate(_COUNT_LOSSES)
             with self.session(relay, upstream):
                 expect(page.locator('[data-reading="sessions"]')).to_have_text("1")

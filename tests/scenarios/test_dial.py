@@ -122,7 +122,8 @@ class NextTarget(Scenario, every_pump=False):
             Unanswering() as silent,
             Upstream() as upstream,
             self.relaying(
-                *("--balance", "first", "--connect-timeout", "1s"),
+                # Of which the second target is left half: more than a slow machine stands still.
+                *("--balance", "first", "--connect-timeout", "6s"),
                 *("--target", silent.target, "--target", upstream.target),
             ) as relay,
             self.session(relay, upstream) as (client, server),

@@ -261,7 +261,7 @@ class Commands(CommandsTestCase, every_pump=False):
                     wait_for_bytes(ctl, 5)
                     self.assertRegex(ctl("status"), r"running, up for (?s:.)*web +2 of 2 up +1")
                     pools = ctl("pools")
-                    self.assertRegex(pools, rf"web +{upstream.target} +\S+ +up +1 +100% +1 +\S+ms")
+                    self.assertRegex(pools, rf"web +{upstream.target} +\S+ +up +1 +100% +1 +\d\S*s")
                     self.assertRegex(pools, r"web +spare +127.0.0.1:1 +up +0 +0% +1 backup")
                     address = "{}:{}".format(*client.getsockname())
                     self.assertRegex(ctl("sessions"), rf"web +{address} +web +{upstream.target} ")
@@ -449,7 +449,8 @@ class Top(CommandsTestCase, every_pump=False):
             terminal.wait_for(r"\x1b\[\?1049h", "sessions by rate", "spare", "relaying")
             client.sendall(b"x" * 10_000)
             read_exactly(server, 10_000)
-            terminal.wait_for(r"up \x1b\S*9\.\d\d KiB/s", "9.77 KiB")
+            # All of it in one second, or over the more of them that a slow relay let pass.
+            terminal.wait_for(r"up \x1b\S*[1-9][\d.]* (?:KiB|B)/s", "9.77 KiB")
             for sort in ("bytes", "age", "idle", "rate"):
                 terminal.press("s")
                 terminal.wait_for(f"sessions by {sort}")

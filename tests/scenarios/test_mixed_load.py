@@ -74,8 +74,9 @@ class Damaging:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
+                self._sockets.append(client)  # before the upstream is found to be gone
                 server = socket.create_connection(self._target)
-                self._sockets += (client, server)
+                self._sockets.append(server)
                 self._run(self._relay, client, server, self._damage())
                 self._run(self._relay, server, client, lambda data: data)
 

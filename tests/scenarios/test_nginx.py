@@ -117,7 +117,8 @@ class NginxTests(Scenario):
             ended = reasons(log)
             # wrk makes one more connection at first, to see whether it can.
             self.assertEqual(ended.total(), CONNECTIONS + 1)
-            self.assertLessEqual(set(ended), {"done", "client-reset"})
+            # Its time may be up before the last of them are relayed.
+            self.assertLessEqual(set(ended), {"done", "client-reset", "client-left"})
 
     def test_no_request_fails_with_a_connection_for_each(self) -> None:
         skip_unless_installed("wrk")

@@ -18,6 +18,7 @@ from tests.scenarios.relay_process import (
     read_exactly,
     read_until_reset,
     reset,
+    wait_until,
 )
 from tests.scenarios.scenario import MB, Scenario, digest_of, receive, send_and_end
 
@@ -129,6 +130,7 @@ class Queue(PoolScenario):
             upstream.accept() as first_server,
             relay.connect() as second,
         ):
+            wait_until(lambda: relay.descriptors() > relay.at_rest + 2)  # it waits
             second.sendall(b"question")
             second.shutdown(socket.SHUT_WR)
             first.close()
@@ -224,8 +226,9 @@ class Queue(PoolScenario):
 
 
 class Health(PoolScenario, every_pump=False):
+    # No check is late: it is answered, or refused, by the kernel.
     CHECKED = (
-        '[pool.main.health]\ncheck = "tcp"\ninterval = "50ms"\ntimeout = "2s"\nrise = 1\nfall = 1\n'
+        '[pool.main.health]\ncheck = "tcp"\ninterval = "50ms"\ntimeout = "1h"\nrise = 1\nfall = 1\n'
     )
 
     def test_a_target_that_goes_down_and_comes_back(self) -> None:
@@ -393,7 +396,8 @@ class Dials(PoolScenario):
                 elected: list[list[str]] = []
                 for each in (relay, other):
                     elected.append([])
-                    for host in range(2, 22):
+                    # So many that no target is left out by chance: ports are other ones each time.
+                    for host in range(2, 102):
                         with each.connect(source=f"127.0.0.{host}"):
                             target, server = accept_any(upstreams)
                             server.close()

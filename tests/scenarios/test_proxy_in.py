@@ -311,15 +311,18 @@ class Headers(FrontScenario):
                 self.assert_ended(relay, count, "done", "--", client=own)
 
     def test_by_a_unix_socket(self) -> None:
-        front = str(Path(self.folder(), "front"))
+        front, hasty = (str(Path(self.folder(), name)) for name in ("front", "hasty"))
         with (
             Upstream() as upstream,
             self.configured(
-                listener(
-                    "front",
-                    f'timeouts = {{ handshake = "{SOON}" }}\n'
-                    '[listener.proxy_protocol]\naccept = "required"\ntrusted = ["192.0.2.7"]',
-                    listen=f"unix:{front}",
+                *(
+                    listener(
+                        name,
+                        f'timeouts = {{ handshake = "{handshake}" }}\n'
+                        '[listener.proxy_protocol]\naccept = "required"\ntrusted = ["192.0.2.7"]',
+                        listen=f"unix:{path}",
+                    )
+                    for name, path, handshake in (("front", front, NEVER), ("hasty", hasty, SOON))
                 ),
                 pools({"web": upstream}),
             ) as relay,
@@ -333,7 +336,7 @@ class Headers(FrontScenario):
                         server.sendall(b"answer")
                     self.assertEqual(read_all(client), b"answer")
                 self.assert_ended(relay, count, "done", "--", client=told or "unix:")
-            with connect(front) as client:  # which is not reset: Unix sockets know no RST
+            with connect(hasty) as client:  # which is not reset: Unix sockets know no RST
                 self.assertEqual(client.recv(1), b"")
             self.assert_ended(relay, len(HEADERS) + 1, "proxy-timeout", "cR")
 
@@ -369,7 +372,11 @@ class Refusals(FrontScenario, every_pump=False):
                 ("optional", V2[:12], part),
             )
             for count, (accept, beginning, error) in enumerate(cases, 1):
-                self.refuse(relay, accept, beginning)
+                with ExitStack() as opened:
+                    with relay.standing_still():
+                        client = opened.enter_context(relay.connect_to(accept))
+                        client.sendall(beginning)
+                    self.assertEqual(read_until_reset(client), b"")
                 self.assert_ended(relay, count, "proxy-timeout", "cR", error=error)
             self.assert_nobody_came(upstream)
 
@@ -498,6 +505,7 @@ class Clients(FrontScenario, every_pump=False):
             one_is_relayed("deny", other)
             one_is_relayed("allow", V1)
             one_is_relayed("allow", local_header("v2"))  # the proxy's own, whose address it is
+            relay.ended(3)
             for count, (name, header) in enumerate((("deny", V1), ("allow", other)), 4):
                 self.refuse(relay, name, header + b"question")
                 client = "192.0.2.1:40000" if header == V1 else "[2001:db8::1]:40000"
@@ -527,7 +535,8 @@ class Clients(FrontScenario, every_pump=False):
                 with self.is_relayed(first, upstream, V1):
                     self.refuse(relay, "web")
                 first.close()
-                relay.ended(2)
+                # Of those who are refused one is named in a second: it may be the second line, or not.
+                relay.wait_for_line('"reason":"done"')
                 reset(second)
             wait_until(lambda: any('"reason":"client-left"' in line for line in relay.lines))
             with ExitStack() as sessions:

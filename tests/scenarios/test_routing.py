@@ -4,6 +4,7 @@ Routes by what a ClientHello says: where sessions go, and that nobody's bytes ar
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -11,8 +12,8 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.pki import Authority
 from tests.scenarios.configured import ConfiguredRelay
@@ -37,6 +38,7 @@ from tests.scenarios.relay_process import (
     connect,
     read_all,
     read_exactly,
+    read_until_reset,
     reset,
     wait_until,
 )
@@ -240,27 +242,45 @@ class Routes(RoutingScenario, every_pump=False):
                 )
 
     def test_what_no_route_takes_is_refused_where_there_is_no_default(self) -> None:
-        text = front(route("a", sni=["a.example"]), pool="", peek=SOON)
-        with self.routed(text, "a") as (relay, to):
+        only = route("a", sni=["a.example"])
+        hasty = listener("hasty", f'timeouts = {{ peek = "{SOON}" }}\n{only}', pool="")
+        with self.routed(front(only, pool="") + hasty, "a") as (relay, to):
             with relay.connect_to("front") as client:
                 self.assert_passed_on(client, to["a"], make_hello("a.example"))
             self.assert_ended(relay, 1, "done", "--", pool="a")
-            refused = (
-                (make_hello("b.example"), "b.example"),
-                (make_hello(), None),
-                (b"x", None),
-                (b"", None),
-            )
-            for count, (data, name) in enumerate(refused, 2):
-                # Of this reason one is named in a second.
-                wait_until(partial(self.is_told, relay, data, count))
-                self.assert_ended(relay, count, "no-route", "PR", sni=name, pool=None)
+            for name, data, sni in (
+                ("front", make_hello("b.example"), "b.example"),
+                ("front", make_hello(), None),
+                ("front", b"x", None),
+                ("hasty", b"", None),
+            ):
+                told = self.refused(relay, name, data)
+                self.assertEqual(
+                    [told[key] for key in ("reason", "code", "pool")], ["no-route", "PR", None]
+                )
+                self.assertEqual(told.get("sni"), sni)
             self.assert_nobody_came(to["a"])
 
-    def is_told(self, relay: ConfiguredRelay, data: bytes, count: int) -> bool:
-        """Be refused; whether so many sessions are in the access log then."""
-        self.refuse(relay, "front", data)
-        return sum(line.startswith("{") for line in relay.lines) >= count
+    def refused(self, relay: ConfiguredRelay, name: str, data: bytes) -> dict[str, Any]:
+        """
+        Be refused until that is told of: of this reason one is named in a second.
+
+        @return: what is told.
+        """
+        clients: set[str] = set()
+        told: list[dict[str, Any]] = []
+
+        def is_told() -> bool:
+            with relay.connect_to(name) as client:
+                clients.add("{}:{}".format(*client.getsockname()))
+                client.sendall(data)
+                self.assertEqual(read_until_reset(client), b"")
+            ended = [json.loads(line) for line in relay.lines if line.startswith("{")]
+            told.extend(entry for entry in ended if entry["client"] in clients)
+            return bool(told)
+
+        wait_until(is_told)
+        return told[0]
 
     def test_a_reload_changes_routes_for_those_who_come(self) -> None:
         before = front(route("a", sni=["a.example"]), route("b", sni=["*.example"]))

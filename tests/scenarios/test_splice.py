@@ -238,10 +238,11 @@ class PipesTests(SpliceScenario, every_pump=False):
                         source.sendall(message)
                         self.assertEqual(read_exactly(sink, len(message)), message)
                     sending = threads.submit(send, source, STUCK, turn)
-                    wait_until_blocked(source)
+                    # While it flows: what it gets stuck with may be the rest of a single read.
                     wait_until(
                         partial(has_more_pipes, relay, at_rest), lambda: "bulk without a pipe"
                     )
+                    wait_until_blocked(source)
                     for chunk in chunks(STUCK, turn):
                         self.assertTrue(read_exactly(sink, MB) == chunk)
                     sending.result()
@@ -484,8 +485,10 @@ class SystemCallsTests(SpliceScenario, every_pump=False):
                 sock.sendall(bytes(300_000))
                 read_exactly(sock, 300_000)
             relay.wait_for_descriptors(relay.at_rest + 2 * sessions)
+            began = time.monotonic()
             with tracing(relay, "-c") as trace:
                 time.sleep(QUIET)
+            seconds = time.monotonic() - began
             calls = {
                 words[-1]: int(words[3])
                 for words in map(str.split, trace.lines)
@@ -495,7 +498,7 @@ class SystemCallsTests(SpliceScenario, every_pump=False):
             waits = calls.pop("epoll_wait", 0) + calls.pop("epoll_pwait", 0)
             waits += calls.pop("restart_syscall", 0)
             self.assertEqual(calls, {}, trace.lines)
-            self.assertLessEqual(waits, 4, trace.lines)
+            self.assertLessEqual(waits, 2 + seconds, trace.lines)
             say_and_hear(socks, b"y")
 
     def test_each_descriptor_is_closed_once(self) -> None:
@@ -537,10 +540,10 @@ class OptionTests(SynchronousTestCase):
             ):
                 at_rest = len(pipes(relay))
                 sending = threads.submit(send_and_end, client, STUCK)
-                wait_until_blocked(client)
                 if splices:
                     wait_until(partial(has_more_pipes, relay, at_rest))
                 else:
+                    wait_until_blocked(client)
                     self.assertEqual(len(pipes(relay)), at_rest)
                 self.assertEqual(receive(server), digest_of(STUCK))
                 sending.result()
@@ -551,11 +554,13 @@ class OptionTests(SynchronousTestCase):
             contextlib.closing(Started("--target", upstream.target)) as relay,
             relay.connect() as client,
             upstream.accept() as server,
+            ThreadPoolExecutor() as threads,
         ):
             at_rest = len(pipes(relay))
-            taken = fill(server, STUCK)
-            self.assertGreater(len(pipes(relay)), at_rest)
-            self.assertTrue(read_exactly(client, len(taken)) == taken)
+            sending = threads.submit(send_and_end, server, STUCK)
+            wait_until(partial(has_more_pipes, relay, at_rest))
+            self.assertEqual(receive(client), digest_of(STUCK))
+            sending.result()
 
 
 class Started(RelayProcess):

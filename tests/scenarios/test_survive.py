@@ -7,10 +7,11 @@ import random
 import resource
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from tests.scenarios.mixed_load import MixedLoad
+from tests.scenarios.mixed_load import ROOT, MixedLoad
 from tests.scenarios.relay_process import (
     RelayProcess,
     Upstream,
@@ -22,9 +23,17 @@ from tests.scenarios.relay_process import (
 )
 from tests.scenarios.scenario import MB, Scenario, digest_of, fill, receive, send, send_and_end
 from tests.scenarios.workers import relaying_with
-from tests.soak import SECONDS, YOUNG
+from tests.soak import SECONDS
 
 SURVIVE = "--survive-crashes"
+AT_STAKE = 10
+"""So many sessions at least are at stake each time that a worker is killed under load."""
+_NEVER_OLD = """
+import sys
+sys.path.insert(0, {root!r})
+import fwdrelay.workers.keeping
+fwdrelay.workers.keeping.AGE = 3600.0
+"""
 
 
 class SurviveTests(Scenario, every_pump=False):
@@ -134,9 +143,15 @@ class SurviveTests(Scenario, every_pump=False):
             self.assertEqual(sorted(reasons), ["client-reset", "done", "done", "upstream-reset"])
 
     def test_a_young_session_is_reset_and_not_ended(self) -> None:
+        code = self.path("sitecustomize.py")
+        code.write_text(_NEVER_OLD.format(root=str(ROOT)))
+        environ = {"PYTHONPATH": str(code.parent)}
         with (
             Upstream() as upstream,
-            relaying_with(1, SURVIVE, "--target", upstream.target) as (relay, workers),
+            relaying_with(1, SURVIVE, "--target", upstream.target, environ=environ) as (
+                relay,
+                workers,
+            ),
         ):
             (pid,) = workers.pids()
             with self.session(relay, upstream) as (client, server):
@@ -212,6 +227,8 @@ class SurviveTests(Scenario, every_pump=False):
             relaying_with(2, SURVIVE, "--target", upstream.target) as (relay, workers),
             ExitStack() as opened,
             ThreadPoolExecutor(16) as threads,
+            # Others, lest those who hear wait for those who say.
+            ThreadPoolExecutor(16) as hearing,
         ):
             pairs = [opened.enter_context(self.session(relay, upstream)) for _ in range(count)]
             # Each has a part of its bytes, and waits with the rest.
@@ -226,7 +243,7 @@ class SurviveTests(Scenario, every_pump=False):
             for pid in workers.pids():
                 workers.kill(pid)
             self.assertIn("upgraded", workers.upgrade())
-            received = [threads.submit(receive, server) for _, server in pairs]
+            received = [hearing.submit(receive, server) for _, server in pairs]
             for number, (client, _) in enumerate(pairs):
                 if not number % 2:
                     half[number].result()
@@ -258,11 +275,25 @@ class ProofTests(Scenario, every_pump=False):
             memory = relay.family_memory()
             load.start(relay.addresses[0])
             load.wait_until_open(30)
+            killed: list[tuple[float, float, set[str]]] = []
             for _ in range(kills):
                 load.wait_until_ended(chance.randrange(10))
+                found.wait_for_kept(AT_STAKE)
+                kept = {each["client"] for each in found.sessions() if each["kept"]}
+                before = time.monotonic()
                 found.kill(chance.choice(found.pids()))
+                killed.append((before, found.killed[-1], kept))
             load.stop()
-            self.assertEqual(list(map(str, load.old_failures(found.killed, YOUNG))), [])
+            # Who was not kept yet when a worker was killed need not survive it.
+            failures = [
+                str(failure)
+                for failure in load.failures
+                if not any(
+                    failure.begun <= after and failure.at >= before and failure.client not in kept
+                    for before, after, kept in killed
+                )
+            ]
+            self.assertEqual(failures, [])
             self.assertGreater(load.counts.total(), kills)
             wait_until(
                 lambda: (

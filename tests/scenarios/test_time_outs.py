@@ -16,6 +16,12 @@ from tests.scenarios.relay_process import (
 )
 from tests.scenarios.scenario import MB, Pair, Scenario, Unanswering, chunks, fill, wait_until_taken
 
+PAUSE = "3s"
+"""
+A time-out that who does something all the time does not run into, even on a machine that stands still for
+a moment.
+"""
+
 
 def has_ended(relay: RelayProcess, count: int) -> bool:
     return sum(line.startswith("{") for line in relay.lines) >= count
@@ -30,7 +36,7 @@ class TimeOuts(Scenario):
     def test_an_idle_session_is_cut_and_a_busy_one_is_not(self) -> None:
         with (
             Upstream() as upstream,
-            self.relaying("--target", upstream.target, "--idle-timeout", "400ms") as relay,
+            self.relaying("--target", upstream.target, "--idle-timeout", PAUSE) as relay,
             self.session(relay, upstream) as busy,
             self.session(relay, upstream) as idle,
         ):
@@ -51,7 +57,7 @@ class TimeOuts(Scenario):
     def test_a_session_whose_client_says_nothing_is_cut_and_the_client_named(self) -> None:
         with (
             Upstream() as upstream,
-            self.relaying("--target", upstream.target, "--idle-timeout", "200ms") as relay,
+            self.relaying("--target", upstream.target, "--idle-timeout", PAUSE) as relay,
             self.session(relay, upstream) as (client, server),
         ):
             server.sendall(b"220 ready")
@@ -61,7 +67,7 @@ class TimeOuts(Scenario):
     def test_writes_that_are_blocked_are_idle(self) -> None:
         with (
             Upstream() as upstream,
-            self.relaying("--target", upstream.target, "--idle-timeout", "500ms") as relay,
+            self.relaying("--target", upstream.target, "--idle-timeout", PAUSE) as relay,
             self.session(relay, upstream) as (_client, server),
         ):
             fill(server, 300 * MB, patience=0.2)
@@ -71,7 +77,7 @@ class TimeOuts(Scenario):
         """Bytes that it takes count, though no byte has come from anybody for longer."""
         with (
             Upstream() as upstream,
-            self.relaying("--target", upstream.target, "--idle-timeout", "600ms") as relay,
+            self.relaying("--target", upstream.target, "--idle-timeout", PAUSE) as relay,
             relay.connect(receive_buffer=1 << 14) as client,
             upstream.accept() as server,
         ):
@@ -98,7 +104,7 @@ class TimeOuts(Scenario):
     def test_a_half_closed_session_is_cut_when_the_other_side_says_nothing(self) -> None:
         with (
             Upstream() as upstream,
-            self.relaying("--target", upstream.target, "--half-close-timeout", "300ms") as relay,
+            self.relaying("--target", upstream.target, "--half-close-timeout", PAUSE) as relay,
             self.session(relay, upstream) as trickling,
             self.session(relay, upstream) as whole,
         ):

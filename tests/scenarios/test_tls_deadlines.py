@@ -45,11 +45,11 @@ class Stopping(Scenario):
     def test_a_relay_that_stops_waits_for_sessions_and_cuts_who_is_left(self) -> None:
         place = Path(self.folder())
         relays_own().write(place, "relay")
-        for signals, reason in ((1, "drain-timeout"), (2, "stopped")):
+        for signals, limit, reason in ((1, "300ms", "drain-timeout"), (2, "1h", "stopped")):
             with Upstream() as upstream, ExitStack() as opened:
                 text = listener("web", "up", tls=True) + (
                     f'[pool.up]\ntargets = ["{upstream.target}"]\n'
-                    '[relay]\ndrain_timeout = "300ms"\n'
+                    f'[relay]\ndrain_timeout = "{limit}"\n'
                 )
                 relay = opened.enter_context(
                     ConfiguredRelay(place / "relay.toml", text, "--pump", self.pump)
@@ -87,10 +87,12 @@ class Deadlines(TLSScenario):
 
     def is_cut(self, said: bytes, error: str) -> None:
         """Assert that who says this, and no more, is; and that others enter meanwhile."""
-        with self.relay.connect_to("hasty") as sock:
-            client = where(sock)
-            sock.sendall(said)
-            self.enters("hasty")
+        with ExitStack() as opened:
+            with self.relay.standing_still():
+                sock = opened.enter_context(self.relay.connect_to("hasty"))
+                client = where(sock)
+                sock.sendall(said)
+            self.enters("patient")
             # An answer may come before it, if what was said deserves one.
             read_until_reset(sock)
         self.has_ended_so(
@@ -123,11 +125,14 @@ class Deadlines(TLSScenario):
     def test_a_client_that_trickles_its_hello_is_cut_all_the_same(self) -> None:
         """The deadline counts from the beginning; a byte now and then doesn't move it."""
         hello = client_hello()
-        with self.relay.connect_to("hasty") as sock:
-            client = where(sock)
+        with ExitStack() as opened:
+            with self.relay.standing_still():
+                sock = opened.enter_context(self.relay.connect_to("hasty"))
+                client = where(sock)
+                sock.sendall(hello[:1])
             sock.settimeout(0.02)
             cut = False
-            for number in range(len(hello)):
+            for number in range(1, len(hello)):
                 try:
                     sock.sendall(hello[number : number + 1])
                     sock.recv(1)

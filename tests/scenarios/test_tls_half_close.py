@@ -38,7 +38,7 @@ SIZE = 6 * MB
 
 
 class TLSEnds(EachWay):
-    variants = {"soon": 'half_close = "150ms"', "idle": 'idle = "150ms"'}
+    variants = {"soon": 'half_close = "150ms"', "idle": 'idle = "3s"'}
 
     def test_a_client_that_has_ended_gets_its_answer(self) -> None:
         for way in WAYS:
@@ -279,9 +279,15 @@ class TLSEnds(EachWay):
                     self.has_ended_so(talk.where, f"{who}-half-close-timeout", code)
 
     def test_an_idle_session_is_cut(self) -> None:
-        for way in WAYS:
-            with self.on_the_way(way), self.talk(way, variant="idle") as talk:
-                greet(talk.client, talk.server)
-                self.assertEqual(read_until_reset(talk.server), b"")
-                self.assertEqual(read_until_reset(talk.client), b"")
-                self.has_ended_so(talk.where, "upstream-idle-timeout", "sD", bytes_up=5)
+        # Long enough for all of them to greet in time, so they wait for it together.
+        with contextlib.ExitStack() as opened:
+            talks = {}
+            for way in WAYS:
+                with self.on_the_way(way):
+                    talks[way] = opened.enter_context(self.talk(way, variant="idle"))
+                    greet(talks[way].client, talks[way].server)
+            for way, talk in talks.items():
+                with self.on_the_way(way):
+                    self.assertEqual(read_until_reset(talk.server), b"")
+                    self.assertEqual(read_until_reset(talk.client), b"")
+                    self.has_ended_so(talk.where, "upstream-idle-timeout", "sD", bytes_up=5)

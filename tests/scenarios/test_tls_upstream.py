@@ -62,7 +62,7 @@ class Targets(TLSScenario):
         cls.upstream = opened.enter_context(Upstream())
         cls.second = opened.enter_context(Upstream())
         OURSELVES.write(cls.folder_, "own")
-        text = listener("two", "two") + listener("two-hasty", "two", timeouts='connect = "600ms"')
+        text = listener("two", "two") + listener("two-hasty", "two", timeouts='connect = "3s"')
         text += listener("hasty", "named", timeouts='connect = "300ms"')
         text += (
             f'[pool.two]\ntargets = ["{cls.upstream.target}", "{cls.second.target}"]\n'
@@ -72,7 +72,7 @@ class Targets(TLSScenario):
             target = cls.upstream.target
             if name == "by-name":
                 target = target.replace("127.0.0.1", "localhost")
-            text += listener(name, name, timeouts='connect = "3s"')
+            text += listener(name, name, timeouts='connect = "1m"')
             text += f'[pool.{name}]\ntargets = ["{target}"]\ntls = {{ {tls} }}\n'
         return text
 

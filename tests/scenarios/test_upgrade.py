@@ -252,14 +252,19 @@ class UpgradeTests(Scenario, every_pump=False):
                 self.assertEqual(read_exactly(client, 4), b"last")
 
     def test_two_at_once(self) -> None:
+        flag, environ = self.breaking(
+            "fwdrelay.workers.supervisor", '"--check" in sys.argv and wait()'
+        )
         with (
             Upstream() as upstream,
-            relaying_with(1, "--target", upstream.target) as (relay, workers),
+            relaying_with(1, "--target", upstream.target, environ=environ) as (relay, workers),
             self.session(relay, upstream) as (client, server),
         ):
+            flag.touch()  # the first is under way as long as it is there
             relay.signal(signal.SIGUSR2)
             relay.wait_for(lambda line: "SIGUSR2: upgrading" in line)
             self.assertIn("an upgrade is under way already", workers.upgrade())
+            flag.unlink()
             relay.wait_for(lambda line: "upgraded in place" in line)
             client.sendall(b"x")
             self.assertEqual(read_exactly(server, 1), b"x")

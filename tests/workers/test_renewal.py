@@ -587,6 +587,7 @@ class TwistdTestCase(SynchronousTestCase):
             os.kill(self.pid, signal.SIGTERM)
             ended, _, _ = select.select([descriptor], [], [], PATIENCE)
             self.assertTrue(ended, self.said())
+        self.pid = 0  # which may be anybody's now
 
     def same(self, found: list[dict[str, Any]]) -> dict[str, Any]:
         """All but the generation."""

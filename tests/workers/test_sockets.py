@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import stat
 import tempfile
@@ -48,20 +49,28 @@ def connected(address: Any, family: int = socket.AF_INET) -> socket.socket:
     return client
 
 
-def accepted_by(sockets: list[socket.socket]) -> list[int]:
-    """How many waited for each."""
-    found = []
-    for each in sockets:
-        count = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                each.accept()[0].close()
-                count += 1
-        found.append(count)
+def accepted_by(sockets: list[socket.socket], count: int = 1) -> list[int]:
+    """
+    Accept so many clients, and whoever waits besides. A client knows that it is connected a little earlier
+    than who listens.
+
+    @return: how many waited for each.
+    """
+    found = [0] * len(sockets)
+    while sum(found) < count:
+        ready, _, _ = select.select(sockets, [], [], PATIENCE)
+        assert ready, f"only {found} of {count} have come"
+        for number, each in enumerate(sockets):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    each.accept()[0].close()
+                    found[number] += 1
     return found
 
 
 FREE: Key = ("main", "tcp:0:interface=127.0.0.1")
+ABSTRACT = f"unix:@fwdrelay-sockets-{os.getpid()}"
+"""Of this process alone: such names have no folder, and tests run side by side."""
 
 
 class SocketsTestCase(SynchronousTestCase):
@@ -102,7 +111,7 @@ class TCP(SocketsTestCase):
         clients = [connected(found[0].getsockname()) for _ in range(64)]
         for client in clients:
             client.close()
-        waited = accepted_by(found)
+        waited = accepted_by(found, 64)
         self.assertEqual(sum(waited), 64)
         self.assertTrue(all(waited), waited)
 
@@ -121,8 +130,8 @@ class TCP(SocketsTestCase):
     def test_what_is_bound_stays(self) -> None:
         found = self.tcp(2)[:]
         self.assertEqual(
-            self.sockets.bind(listening_on(FREE[1], "unix:@fwdrelay-sockets"), 2),
-            [("", "unix:@fwdrelay-sockets")],
+            self.sockets.bind(listening_on(FREE[1], ABSTRACT), 2),
+            [("", ABSTRACT)],
         )
         self.assertEqual(self.sockets.bound[FREE].sockets, found)
 
@@ -133,7 +142,7 @@ class TCP(SocketsTestCase):
         self.assertEqual(port_of(first), port_of(second))
         connected(("127.0.0.1", port_of(first))).close()
         connected(("::1", port_of(first)), socket.AF_INET6).close()
-        self.assertEqual(sum(accepted_by([first, second])), 2)
+        self.assertEqual(sum(accepted_by([first, second], 2)), 2)
 
     def test_an_address_that_another_program_shares_generously_is_taken_all_the_same(self) -> None:
         with socket.socket() as other:
@@ -143,11 +152,11 @@ class TCP(SocketsTestCase):
             other.listen()
             description = f"tcp:{port_of(other)}:interface=127.0.0.1"
             self.assertEqual(
-                self.refused("unix:@fwdrelay-sockets", description),
+                self.refused(ABSTRACT, description),
                 f"cannot listen on {description}: Address already in use",
             )
         self.assertEqual(self.sockets.bound, {})
-        self.sockets.bind(listening_on("unix:@fwdrelay-sockets", description), 2)
+        self.sockets.bind(listening_on(ABSTRACT, description), 2)
 
     def test_so_is_one_of_another_fwdrelay(self) -> None:
         (found,) = self.tcp(1)
@@ -181,7 +190,7 @@ class TCP(SocketsTestCase):
 
     def test_more_workers_than_could_be_bound_for_share(self) -> None:
         found = self.tcp(2)
-        self.sockets.bind(listening_on(FREE[1], "unix:@fwdrelay-sockets"), 2)
+        self.sockets.bind(listening_on(FREE[1], ABSTRACT), 2)
         # As for a port below 1024, when privileges have been shed.
         with mock.patch(
             "fwdrelay.workers.sockets._listening",
@@ -309,11 +318,9 @@ class Renewed(SocketsTestCase):
     def test_unix_without_a_lock(self) -> None:
         path = self.path()
         key = ("", f"unix:{path}:lockfile=0")
-        self.sockets.bind(listening_on(key[1], "unix:@fwdrelay-sockets:lockfile=0"), 3)
+        self.sockets.bind(listening_on(key[1], f"{ABSTRACT}:lockfile=0"), 3)
         renewed = self.renewed()
-        self.assertEqual(
-            renewed.address(("", "unix:@fwdrelay-sockets:lockfile=0")), "unix:@fwdrelay-sockets"
-        )
+        self.assertEqual(renewed.address(("", f"{ABSTRACT}:lockfile=0")), ABSTRACT)
         renewed.close_all()
         self.assertFalse(os.path.lexists(path))
 

@@ -11,11 +11,12 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
-from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
+from twisted.internet.defer import CancelledError, Deferred, DeferredQueue, gatherResults
+from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.names import dns
+from twisted.python.failure import Failure
 
 from fwdrelay.errors import DiscoveryFailed
 from fwdrelay.upstream.discovery.nameservers import (
@@ -365,17 +366,25 @@ class StreamTests(TestCase):
     def setUp(self) -> None:
         self.time = OwnTime()
         self.connected: DeferredQueue[Protocol] = DeferredQueue()
-        connected = self.connected
+        connected, gone = self.connected, list[Deferred[None]]()
 
         class Silent(Protocol):
+            def connectionMade(self) -> None:
+                self.gone: Deferred[None] = Deferred()
+                gone.append(self.gone)
+
             def dataReceived(self, data: bytes) -> None:
                 connected.put(self)
+
+            def connectionLost(self, reason: Failure = connectionDone) -> None:
+                self.gone.callback(None)
 
         port = self.port = reactor.listenTCP(0, Factory.forProtocol(Silent), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         self.server = Scripted()
         udp = reactor.listenUDP(port.getHost().port, self.server, interface="127.0.0.1")
         self.addCleanup(udp.stopListening)
+        self.addCleanup(lambda: gatherResults(gone))  # whoever came by TCP has left
         self.address = f"127.0.0.1:{port.getHost().port}"
         servers = Nameservers(self.time, [self.address])
         self.asking = Deferred.fromCoroutine(servers.ask("web.test", dns.A))
