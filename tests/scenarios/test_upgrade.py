@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -161,14 +162,16 @@ class UpgradeTests(Scenario, every_pump=False):
             self.assertEqual({each["reason"] for each in relay.ended(2)}, {"done"})
 
     def test_a_session_that_only_begins_moves_a_moment_later(self) -> None:
-        with (
-            Upstream() as upstream,
-            relaying_with(1, "--target", upstream.target, "--accept-proxy", "required") as (
-                relay,
-                workers,
-            ),
-            relay.connect() as client,
-        ):
+        with Upstream() as upstream, contextlib.ExitStack() as stack:
+            text = _CONFIG.format(workers=1, pool="there", target=upstream.target)
+            # An upgrade may take longer than the header has in general.
+            begins = (
+                'proxy_protocol = { accept = "required" }\ntimeouts = { handshake = "0" }\npool ='
+            )
+            text = text.replace("pool =", begins, 1)
+            relay = stack.enter_context(ConfiguredRelay(self.path("relay.toml"), text))
+            client = stack.enter_context(relay.connect())
+            workers = Workers(relay)
             (before,) = workers.pids()
             wait_until(lambda: len(workers.sessions()) == 1)
             self.assertIn("upgraded", workers.upgrade())
